@@ -1,0 +1,268 @@
+"""The correctness gate: nothing is timed that does not agree with the truth, in float64 where it is arithmetic.
+
+Rule for an op: |op - truth| <= |eager torch in the same dtype - truth| + tolerance. The reference is the eager code of
+most ops, so it is held to the tolerance of its dtype alone. All gates run on small, awkward shapes: several scenes,
+odd sizes, invalid pixels, padding rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdiffclip.bench import plain
+from fastdiffclip.bench.setups import SkipCase, draw_centres, flat_scene
+from fastdiffclip.errors import UsageError
+from fastdiffclip.kernels import contrastive, masked_mse, philox, reference, short_attention, visible_noise
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # of the reference, relative to the largest true value
+SLACK = {"float32": 1e-6, "bfloat16": 2e-3}  # what another order of sums may add to eager's error
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One implementation of one case: its largest error and the bound, relative to the largest true value."""
+
+    case: str
+    impl: str
+    device: str
+    dtype: str
+    error: float
+    bound: float
+
+    @property
+    def green(self) -> bool:
+        """Whether it may be timed. An error that is not a number is red."""
+        return self.error <= self.bound
+
+    def as_row(self) -> dict[str, Any]:
+        """The verdict as the JSON holds it."""
+        return {**asdict(self), "green": self.green}
+
+
+class Gate:
+    """Asks each question once and keeps the answer."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.verdicts: dict[tuple[str, str, str], Verdict] = {}
+
+    def admit(self, case: str, impl: str, dtype: str) -> Verdict:
+        """Judge ``impl`` of ``case`` in ``dtype``. Raises :class:`SkipCase` where it cannot run here."""
+        key = (case, impl, dtype)
+        if key not in self.verdicts:
+            self.verdicts[key] = Verdict(case, impl, self.device.type, dtype, *self._judge(case, impl, dtype))
+        return self.verdicts[key]
+
+    def _judge(self, case: str, impl: str, dtype: str) -> tuple[float, float]:
+        if case in OPS:
+            try:
+                return OPS[case](impl, dtype, self.device)
+            except UsageError as error:
+                raise SkipCase(str(error)) from None
+        from fastdiffclip.bench.gate_jobs import JOBS
+
+        return JOBS[case](impl, dtype, self.device)
+
+
+def relative(values: list[Tensor], truths: list[Tensor]) -> float:
+    """Largest difference over all tensors, each relative to the largest value of its truth."""
+    worst = 0.0
+    for value, truth in zip(values, truths, strict=True):
+        scale = float(truth.abs().max().clamp(min=1e-30))
+        error = float((value.double().cpu() - truth).abs().max()) / scale
+        worst = error if not error <= worst else worst  # a NaN stays
+    return worst
+
+
+def with_gradients(call: Callable[..., Tensor], *leaves: Tensor) -> list[Tensor]:
+    """Output of ``call`` and gradients of its sum, weighted by fixed numbers."""
+    leaves = tuple(leaf.detach().clone().requires_grad_(True) for leaf in leaves)
+    out = call(*leaves)
+    weight = torch.linspace(-1.0, 1.5, out.numel(), dtype=torch.float64).reshape(out.shape)
+    grads = torch.autograd.grad(out, leaves, weight.to(out))
+    return [out.detach(), *grads]
+
+
+def _random(*shape: int, dtype: str, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(getattr(torch, dtype))
+
+
+def gate_visible_noise(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
+    """Ids equal bit by bit; values within 1e-6 of the noise, a few roundings of float32 and one of the output."""
+    if impl == "plain":
+        return 0.0, 0.0  # its masks and noise are torch's own; the arithmetic is judged with umd_step
+    worst = 0.0
+    for channels, stored in ((13, torch.uint16), (1, torch.float32), (144, torch.int16)):
+        scene = flat_scene([(5, 7), (1, 9), (12, 4)], channels, stored, torch.device("cpu"), invalid=0.25)
+        centres, window, visible, rows = draw_centres([scene], 21), 5, 8, 20
+        schedule, rng = (
+            torch.rand(50, 2, generator=torch.Generator().manual_seed(0)),
+            philox.rng_state(7, 3, 100),
+        )
+        times = philox.uniform_integers(rng, philox.TIMESTEP, 21, 50)
+        ids = philox.visible_ids(rng, 21, window * window, visible, 2)
+        eps = philox.normals(rng, ids, channels, 2).double()
+        clean = plain.take_tokens(plain.build_windows(plain.cubes(scene, window), centres.numpy())[0].double(), ids)
+        mix = schedule[times].double()[:, :, None, None]
+        truth = mix[:, 0] * clean + mix[:, 1] * eps
+        bound = 1e-6 * eps.abs().clamp(min=1.0) + 2.0**-21 * (mix[:, 0] * clean.abs() + 1.0)
+        bound = bound + (2.0**-8 if dtype == "bfloat16" else 0.0) * truth.abs()
+        there = [t.to(device) for t in (centres, times, schedule, rng, torch.tensor(rows))]
+        x, found = visible_noise(
+            _moved(scene, device), there[0], there[1], there[2], there[3], window=window, visible=visible, modality=2,
+            valid_rows=there[4], out_dtype=getattr(torch, dtype), impl=impl,
+        )  # fmt: skip
+        if not torch.equal(found.cpu().long()[:rows], ids[:rows]) or x[rows:].abs().max() != 0:
+            return float("inf"), 1.0
+        error = float(((x.cpu().double() - truth).abs() / bound)[:rows].max())
+        worst = error if not error <= worst else worst
+    return worst, 1.0
+
+
+def _moved(scene: Any, device: torch.device) -> Any:
+    valid = None if scene.valid is None else scene.valid.to(device)
+    parts = (scene.pixels.to(device), scene.scale.to(device), scene.offset.to(device))
+    return type(scene)(*parts, valid, scene.extents.to(device))
+
+
+def gate_masked_mse(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
+    """Loss and gradient of the prediction, padding rows and a foreign divisor included."""
+    window, rows, batch, weights = 5, 20, 21, (1.3, 0.4)
+    scene = flat_scene([(5, 7), (1, 9), (12, 4)], 13, torch.uint16, torch.device("cpu"), invalid=0.25)
+    centres = draw_centres([scene], batch)
+    ids = philox.visible_ids(philox.rng_state(5), batch, window * window, 8, 0)
+    prediction = _random(batch, window * window, 13, dtype=dtype, seed=2)
+    clean, valid = plain.build_windows(plain.cubes(scene, window), centres.numpy())
+
+    def exact(p: Tensor) -> Tensor:
+        part = slice(0, rows)
+        return plain.restoration_loss(p[part], clean[part].double(), valid[part], ids[part], weights) * rows / 33
+
+    def op(p: Tensor, name: str) -> Tensor:
+        return masked_mse(
+            p, _moved(scene, device), centres.to(device), ids.int().to(device), window=window,
+            masked_weight=weights[0], visible_weight=weights[1], valid_rows=torch.tensor(rows, device=device),
+            total_rows=torch.tensor(33, device=device), impl=name,
+        )  # fmt: skip
+
+    truth = with_gradients(exact, prediction.double())
+    return _against_eager(truth, lambda name: with_gradients(lambda p: op(p, name), prediction.to(device)), impl, dtype)
+
+
+def _against_eager(
+    truth: list[Tensor],
+    run: Callable[[str], list[Tensor]],
+    impl: str,
+    dtype: str,
+    eager: tuple[str, ...] = ("reference",),
+) -> tuple[float, float]:
+    if impl in eager:
+        return relative(run(impl), truth), TOLERANCE[dtype]
+    return relative(run(impl), truth), max(relative(run(name), truth) for name in eager) + SLACK[dtype]
+
+
+def gate_contrastive(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
+    """Both targets, loss and the gradients of images, texts and logit scale, against N x N pairs in float64."""
+    rows, images, texts, width = 29, 33, 7, 24
+    image, text = _random(images, width, dtype=dtype, seed=1), _random(texts, width, dtype=dtype, seed=2)
+    labels = torch.arange(images) ** 2 % (texts - 2)  # the last texts have no image
+    found: list[tuple[float, float]] = []
+    for targets, scale in (("pairwise", 14.3), ("class", 3.0), ("pairwise", 100.0)):
+        exact = functools.partial(_pairs, labels=labels[:rows], rows=rows, targets=targets)
+        truth = with_gradients(exact, image.double(), text.double(), torch.tensor(scale, dtype=torch.float64))
+
+        def run(name: str, targets: str = targets, scale: float = scale) -> list[Tensor]:
+            there = [t.to(device) for t in (image, text, torch.tensor(scale))]
+            if name == "plain":
+                return with_gradients(
+                    functools.partial(_pairs, labels=labels[:rows].to(device), rows=rows, targets=targets),
+                    *there,
+                )
+            count = torch.tensor(rows, device=device)
+            op = functools.partial(contrastive, targets=targets, valid_rows=count, impl=name)
+            return with_gradients(lambda z, t, s: op(z, t, labels.to(device), s), *there)
+
+        found.append(_against_eager(truth, run, impl, dtype, ("reference", "plain")))
+    return max(found, key=lambda pair: float("inf") if pair[0] != pair[0] else pair[0] / pair[1])
+
+
+def _pairs(image: Tensor, text: Tensor, scale: Tensor, *, labels: Tensor, rows: int, targets: str) -> Tensor:
+    """Eq. 16 over N pairs, or the class form written out class by class."""
+    if targets == "pairwise":
+        return plain.pairwise_loss(image[:rows], text[labels], scale)
+    scores = scale * F.normalize(image[:rows], dim=1) @ F.normalize(text, dim=1).T
+    columns = [F.log_softmax(scores[:, k], dim=0)[labels == k].mean() for k in labels.unique()]
+    return 0.5 * (F.cross_entropy(scores, labels) - torch.stack(columns).mean())
+
+
+def gate_short_attention(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
+    """Output and the gradients of q, k, v at both lengths of the model; with padding where the backend knows it."""
+    found = []
+    for length, width, padded in ((37, 16, False), (122, 16, False), (5, 8, True), (50, 64, False)):
+        q, k, v = (_random(3, length, 2, width, dtype=dtype, seed=s) for s in (1, 2, 3))
+        if padded and impl in ATTENTION:
+            continue
+        lengths = torch.tensor([length, 1, length - 2]) if padded else None
+        truth = with_gradients(
+            lambda *x, n=lengths: reference.short_attention(*x, n, width**-0.5),
+            q.double(),
+            k.double(),
+            v.double(),
+        )  # noqa: B023
+
+        def run(name: str, leaves: tuple[Tensor, ...] = (q, k, v), n: Tensor | None = lengths) -> list[Tensor]:
+            attend = (
+                attention_call(name)
+                if n is None
+                else functools.partial(short_attention, lengths=n.to(device), impl=name)
+            )
+            return with_gradients(attend, *(x.to(device) for x in leaves))
+
+        found.append(_against_eager(truth, run, impl, dtype, ("reference",) if padded else ("reference", "sdpa")))
+    return max(found, key=lambda pair: float("inf") if pair[0] != pair[0] else pair[0] / pair[1])
+
+
+ATTENTION = ("sdpa", "xformers")
+
+
+def attention_call(impl: str) -> Attend:
+    """Attention on ``(B, L, H, E)``: torch's, xformers', or an implementation of ``short_attention``."""
+    if impl == "sdpa":
+
+        def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(
+                1, 2
+            )
+
+        return sdpa
+    if impl == "xformers":
+        try:
+            from xformers.ops import memory_efficient_attention
+        except (ImportError, OSError) as error:
+            raise SkipCase(f"xformers does not load: {str(error).splitlines()[0]}") from None
+        attend: Attend = memory_efficient_attention
+        return attend
+    return functools.partial(short_attention, impl=impl)
+
+
+OPS: dict[str, Callable[[str, str, torch.device], tuple[float, float]]] = {
+    "visible_noise": gate_visible_noise,
+    "masked_mse": gate_masked_mse,
+    "contrastive": gate_contrastive,
+    "short_attention": gate_short_attention,
+}
+
+
+def same_classes(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of rows whose largest entry is at the same place."""
+    return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())

@@ -1,0 +1,238 @@
+"""What a run leaves on disk: written atomically, verified when read, never pickled.
+
+A run folder holds ``model.safetensors``, ``config.yaml``, ``manifest.json``, ``metrics.json``, ``log.csv`` and
+``checkpoints/``. A folder counts as finished once its manifest, written last, is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiffclip import __version__
+from fastdiffclip.config import Config, build_config, dump_config
+from fastdiffclip.errors import InputDataError, ResourceError, UsageError
+from fastdiffclip.runtime import machine, versions
+
+FORMAT = 1
+MODEL, CONFIG, MANIFEST, METRICS, LOG = (
+    "model.safetensors",
+    "config.yaml",
+    "manifest.json",
+    "metrics.json",
+    "log.csv",
+)
+CHECKPOINTS, KEEP = "checkpoints", 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as read back from its folder."""
+
+    path: Path
+    config: Config
+    tensors: dict[str, Tensor]
+    manifest: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors whose name starts with ``prefix`` + ".", without it."""
+        head = f"{prefix}."
+        return {name[len(head) :]: tensor for name, tensor in self.tensors.items() if name.startswith(head)}
+
+    def front_end_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arrays and metadata from which the spectral front end is rebuilt."""
+        return {name: tensor.numpy() for name, tensor in self.part("front_end").items()}, self.manifest["front_end"]
+
+
+def new_run_path(scene: str, stage: str, root: Path = Path("runs")) -> Path:
+    """``runs/<scene>/<stage>-<time>``, the default output folder."""
+    return root / scene / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def find_runs(scene_sha256: str | None, stage: str, root: Path = Path("runs")) -> list[Path]:
+    """Finished runs of ``stage`` on a scene under ``root``, newest first."""
+    found = []
+    for manifest_path in root.glob(f"**/{MANIFEST}"):
+        manifest = read_json(manifest_path)
+        scenes = [scene.get("sha256") for scene in manifest.get("scenes", [])]
+        if manifest.get("stage") == stage and (scene_sha256 is None or scene_sha256 in scenes):
+            found.append((str(manifest.get("finished", "")), manifest_path.parent))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all. Raises :class:`ResourceError` when the disk refuses."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another folder"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """:func:`write_atomic` of indented JSON."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """safetensors bytes of CPU copies."""
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def unpack_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
+    """Tensors of a safetensors file whose checksum is verified.
+
+    Raises:
+        InputDataError: the file is missing, damaged, or differs from its checksum.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        data = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise InputDataError(f"{path} does not match the checksum in its manifest: it is damaged or was changed")
+        return load(data)
+    except FileNotFoundError:
+        raise InputDataError(f"{path} is missing; a run folder holds {MODEL}, {CONFIG} and {MANIFEST}") from None
+    except SafetensorError as error:
+        raise InputDataError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def save_run(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: Config,
+    *,
+    stage: str,
+    seed: int,
+    scenes: list[dict[str, Any]],
+    metrics: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write a finished run; returns its manifest. Checkpoints are removed once it stands."""
+    data = pack_tensors(tensors)
+    write_atomic(folder / MODEL, data)
+    write_atomic(folder / CONFIG, dump_config(config).encode())
+    write_json(folder / METRICS, metrics)
+    manifest = {
+        "format": FORMAT,
+        "stage": stage,
+        "fastdiffclip": __version__,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seed": seed,
+        "scenes": scenes,
+        "sha256": {MODEL: hashlib.sha256(data).hexdigest()},
+        "versions": versions(),
+        "machine": machine(),
+        **extra,
+    }
+    write_json(folder / MANIFEST, manifest)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return manifest
+
+
+def load_run(folder: Path, stage: str) -> Run:
+    """Read a finished run back.
+
+    Raises:
+        InputDataError: the folder is no finished run of ``stage``, or a file of it is damaged.
+    """
+    import yaml
+
+    manifest_path = folder / MANIFEST
+    if not manifest_path.is_file():
+        raise InputDataError(f"{folder} is not a finished run: it has no {MANIFEST}")
+    manifest = read_json(manifest_path)
+    if manifest.get("stage") != stage or manifest.get("format") != FORMAT:
+        raise InputDataError(
+            f"{folder} holds a run of stage {manifest.get('stage')!r}, format {manifest.get('format')}; "
+            f"expected stage {stage!r}, format {FORMAT}"
+        )
+    tensors = unpack_tensors(folder / MODEL, manifest.get("sha256", {}).get(MODEL))
+    try:
+        config = build_config(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputDataError(f"{folder / CONFIG} cannot be read: {error}") from None
+    return Run(folder, config, tensors, manifest)
+
+
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], fingerprint: str) -> None:
+    """Write ``checkpoints/<step>`` atomically and keep the newest two."""
+    root = folder / CHECKPOINTS
+    root.mkdir(exist_ok=True)
+    data = pack_tensors(tensors)
+    write_atomic(root / f"{step:09d}.safetensors", data)
+    meta = {"step": step, "fingerprint": fingerprint, "sha256": hashlib.sha256(data).hexdigest()}
+    write_json(root / f"{step:09d}.json", meta)
+    for old in sorted(root.glob("*.json"))[:-KEEP]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def latest_checkpoint(folder: Path, fingerprint: str) -> tuple[int, dict[str, Tensor]] | None:
+    """The newest checkpoint that is whole, or None.
+
+    Raises:
+        UsageError: it was made with other settings or data than ``fingerprint`` stands for.
+    """
+    for path in sorted((folder / CHECKPOINTS).glob("*.json"), reverse=True):
+        meta = read_json(path)
+        try:
+            tensors = unpack_tensors(path.with_suffix(".safetensors"), meta.get("sha256", ""))
+        except InputDataError:
+            continue
+        if meta.get("fingerprint") != fingerprint:
+            raise UsageError(
+                f"{folder} was started with other settings, scenes or seed; resume with the same, or give another --out"
+            )
+        return int(meta["step"]), tensors
+    return None
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors."""
+    state = optimiser.state_dict()["state"]
+    return {f"optimiser.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put the tensors of :func:`optimiser_tensors` back."""
+    whole = optimiser.state_dict()
+    whole["state"] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".")
+            whole["state"].setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict(whole)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises :class:`InputDataError` when it is missing or no object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputDataError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise InputDataError(f"{path} should hold a JSON object")
+    return value

@@ -1,0 +1,299 @@
+"""What the commands do across stages: find scenes and models, pretrain when needed, train, judge, run the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdiffclip import checkpoint
+from fastdiffclip.config import Config
+from fastdiffclip.errors import InputDataError, UsageError
+from fastdiffclip.evaluate.metrics import Scores, score
+from fastdiffclip.evaluate.runner import Evaluation, Plan, evaluate, held_out, predict_centres, scene_title
+from fastdiffclip.runtime import Progress
+from fastdiffclip.scene.labelled import Labelled, labelled_pixels
+from fastdiffclip.scene.splits import Split
+from fastdiffclip.scene.store import Scene, open_scene
+from fastdiffclip.train.flc import FlcResult, Shots, check_fits, class_prompts, train_flc
+from fastdiffclip.train.umd import UmdResult, load_umd, train_umd
+
+RUNS = Path("runs")
+FOLDS = 10
+LEAVE_ONE_OUT = 20
+
+
+def open_scenes(paths: Sequence[Path], demo_seed: int = 0) -> list[Scene]:
+    """Open scenes; a folder of scenes stands for all of them, no path at all for the built-in scene.
+
+    Raises:
+        InputDataError: a path is no scene.
+    """
+    if not paths:
+        return [open_scene(builtin_scene(demo_seed))]
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*.zarr")) if path.is_dir() and not (path / "zarr.json").exists() else []
+        found += inside or [path]
+    return [open_scene(path) for path in found]
+
+
+def builtin_scene(seed: int = 0) -> Path:
+    """The built-in scene under ``runs/suburb``, made when it is not there yet."""
+    from fastdiffclip.scene.demo import write_demo
+
+    path = RUNS / "suburb" / f"suburb-{seed}.zarr"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_demo(path, seed)
+    return path
+
+
+def folder_name(scenes: Sequence[Scene]) -> str:
+    """Name under ``runs/`` for one scene or a folder of scenes."""
+    return scenes[0].name if len(scenes) == 1 else scenes[0].path.resolve().parent.name
+
+
+def find_umd(scenes: Sequence[Scene], config: Config, choice: str | None) -> UmdResult | None:
+    """The pretrained model that ``--umd`` names: a folder, or the newest run of these scenes that fits; None if none.
+
+    Raises:
+        InputDataError: the folder named is no UMD run, or does not fit ``config``.
+    """
+    if choice is not None:
+        result = load_umd(Path(choice))
+        check_fits(result, config)
+        return result
+    wanted = {scene.sha256 for scene in scenes}
+    for path in checkpoint.find_runs(scenes[0].sha256, "umd", RUNS):
+        result = load_umd(path)
+        seen = {entry["sha256"] for entry in checkpoint.load_run(path, "umd").manifest["scenes"]}
+        if seen == wanted and result.config.umd == config.umd:
+            try:
+                check_fits(result, config)
+            except InputDataError:
+                continue
+            return result
+    return None
+
+
+def find_model(scene: Scene) -> Path:
+    """The newest classifier trained on a scene. Raises :class:`UsageError` when there is none."""
+    found = checkpoint.find_runs(scene.sha256, "flc", RUNS)
+    if not found:
+        raise UsageError(
+            f"no trained model of {scene.path} is under {RUNS}/; give --model DIR, "
+            f"or run 'fastdiffclip train-flc' first"
+        )
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A classifier with the figures of its held-out pixels."""
+
+    result: FlcResult
+    split: Split
+    scores: Scores | None
+    judged_by: str
+    labelled: Labelled
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-able figures."""
+        figures = None if self.scores is None else self.scores.to_dict()
+        return {"judged_by": self.judged_by, "train_pixels": len(self.split.train), "held_out": figures}
+
+
+def train_classifier(
+    scenes: Sequence[Scene],
+    config: Config,
+    *,
+    umd: UmdResult | None,
+    shots: int | None,
+    split_kind: str,
+    on_short: str,
+    prompts: str | None,
+    seed: int,
+    out: Path | None,
+    device: str,
+    resume: bool,
+    progress: Progress,
+) -> Trained:
+    """Draw the shots, train on them, and judge the model on pixels that it never saw."""
+    labelled = labelled_pixels(scenes)
+    texts = class_prompts(scenes, labelled, prompts)
+    if shots is None and split_kind != "official":
+        centres, values = labelled.centres()
+        nothing = np.empty((0, 3), np.int64), np.empty(0, np.int64)
+        split = Split("all", centres, values, *nothing, report=())
+    else:
+        split = labelled.split(split_kind, shots, seed, config.model.window, on_short)
+    chosen = Shots(split.train, split.train_labels, labelled.classes, texts)
+    extra = {
+        "split": {
+            "kind": split.kind,
+            "shots": "all" if shots is None else shots,
+            "report": list(split.report),
+        }
+    }
+    result = train_flc(
+        scenes,
+        chosen,
+        config,
+        umd=umd,
+        seed=seed,
+        out=out,
+        device=device,
+        resume=resume,
+        extra=extra,
+        progress=progress,
+    )
+    if len(split.test):
+        scores: Scores | None = held_out(result, scenes, split, device)
+        judged = f"{split.kind} split, {len(split.test)} test pixels"
+    else:
+        scores, judged = _cross_validate(scenes, chosen, config, umd, seed, device, progress)
+    trained = Trained(result, split, scores, judged, labelled)
+    if out is not None:
+        path = out / checkpoint.METRICS
+        checkpoint.write_json(path, {**checkpoint.read_json(path), **trained.summary()})
+    return trained
+
+
+def _cross_validate(
+    scenes: Sequence[Scene],
+    shots: Shots,
+    config: Config,
+    umd: UmdResult | None,
+    seed: int,
+    device: str,
+    progress: Progress,
+) -> tuple[Scores | None, str]:
+    """Judge a model that was trained on every label: leave one out, or ten folds where there are many labels."""
+    _, counts = np.unique(shots.labels, return_counts=True)
+    if counts.min() < 2:
+        return None, "nothing: a class has a single labelled pixel, which training needs"
+    one_out = len(shots.labels) <= LEAVE_ONE_OUT
+    folds = _folds(shots.labels, len(shots.labels) if one_out else min(FOLDS, int(counts.min())), seed)
+    predicted = np.zeros_like(shots.labels)
+    for number in range(folds.max() + 1):
+        inside = folds != number
+        part = Shots(shots.centres[inside], shots.labels[inside], shots.classes, shots.prompts)
+        result = train_flc(scenes, part, config, umd=umd, seed=seed, device=device)
+        predicted[~inside] = predict_centres(result, scenes, shots.centres[~inside], device)
+        progress("held-out", number + 1, int(folds.max()) + 1, "")
+    name = "leaving one out" if one_out else f"{folds.max() + 1} folds of pixels (windows of neighbours overlap)"
+    return score(shots.labels, predicted, [item.value for item in shots.classes]), name
+
+
+def _folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Fold of each pixel, every class spread evenly."""
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))
+    folds = np.empty(len(labels), dtype=np.int64)
+    folds[order[np.argsort(labels[order], kind="stable")]] = np.arange(len(labels)) % count
+    return folds
+
+
+def pretrain(
+    scenes: Sequence[Scene],
+    config: Config,
+    *,
+    seed: int,
+    out: Path | None,
+    device: str,
+    resume: bool,
+    progress: Progress,
+) -> UmdResult:
+    """Run ``train-umd`` into ``out``, or into its default folder."""
+    out = out or checkpoint.new_run_path(folder_name(scenes), "umd", RUNS)
+    return train_umd(scenes, config, seed=seed, out=out, device=device, resume=resume, progress=progress)
+
+
+def plan_umd(scenes: Sequence[Scene], config: Config) -> dict[str, Any]:
+    """What ``train-umd --dry-run`` prints."""
+    pixels = sum(scene.height * scene.width for scene in scenes)
+    samples = min(config.umd.samples, pixels)
+    batch = min(config.umd.batch, samples)
+    steps = config.umd.epochs * -(-samples // batch)
+    return {
+        "scenes": scene_title(scenes), "pixels": pixels, "windows": samples, "batch": batch, "steps": steps,
+        "window": config.model.window, "prepare": config.prepare, "recipe": config.recipe,
+    }  # fmt: skip
+
+
+def plan_flc(
+    scenes: Sequence[Scene],
+    config: Config,
+    shots: int | None,
+    split: str,
+    on_short: str,
+    prompts: str | None,
+    seed: int,
+) -> dict[str, Any]:
+    """What ``train-flc --dry-run`` prints; raises what the run itself would raise of labels, shots and prompts."""
+    labelled = labelled_pixels(scenes)
+    class_prompts(scenes, labelled, prompts)
+    if shots is None and split != "official":
+        train = len(labelled.centres()[0])
+    else:
+        train = len(labelled.split(split, shots, seed, config.model.window, on_short).train)
+    batch = min(config.flc.batch, train)
+    return {
+        "scenes": scene_title(scenes), "classes": len(labelled.classes), "shots": "all" if shots is None else shots,
+        "split": split, "windows": train, "steps": config.flc.epochs * -(-train // batch),
+        "window": config.model.window, "prepare": config.prepare, "encoder": config.flc.encoder, "recipe": config.recipe,
+    }  # fmt: skip
+
+
+def evaluate_scenes(
+    scenes: Sequence[Scene],
+    plan: Plan,
+    config: Config,
+    *,
+    umd: str | None,
+    out: Path | None,
+    resume: bool,
+    device: str,
+    progress: Progress,
+) -> Evaluation:
+    """Run ``evaluate``, with the pretrained model that ``--umd`` names, the newest that fits, or a new one."""
+    pretrained = None if umd == "none" else find_umd(scenes, config, umd)
+    return evaluate(
+        scenes,
+        plan,
+        config,
+        umd=pretrained,
+        pretrain=umd != "none",
+        out=out,
+        resume=resume,
+        device=device,
+        progress=progress,
+    )
+
+
+def judge_map(map_path: Path, labels_spec: str) -> Scores:
+    """Scores of a finished map against a label raster on the same grid.
+
+    Raises:
+        InputDataError: the shapes differ, or the labels are empty.
+    """
+    from fastdiffclip.infer.raster import read_class_map
+    from fastdiffclip.scene.labels import read_label_map
+    from fastdiffclip.scene.readers import expand, open_raster
+
+    class_map = read_class_map(map_path).values
+    files, variable = expand(labels_spec)
+    labels = read_label_map(open_raster(files[0], variable))
+    if labels.shape != class_map.shape:
+        raise InputDataError(
+            f"{map_path} is {class_map.shape[0]} x {class_map.shape[1]} pixels, "
+            f"the labels are {labels.shape[0]} x {labels.shape[1]}; both must lie on one grid"
+        )
+    known = labels > 0
+    if not known.any():
+        raise InputDataError(f"{labels_spec} has no labelled pixel to judge the map by")
+    classes = sorted({int(v) for v in np.unique(labels[known])} | {int(v) for v in np.unique(class_map[class_map > 0])})
+    return score(labels[known].astype(np.int64), class_map[known].astype(np.int64), classes)

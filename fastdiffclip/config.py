@@ -1,0 +1,209 @@
+"""Settings of both stages: one frozen, validated tree, from a recipe, a YAML file and ``--set a.b=value``.
+
+Later sources win. An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fastdiffclip.errors import UsageError, nearest
+
+RECIPES = ("best", "paper", "demo")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelConfig(_Section):
+    """Sizes of the image encoder, the decoders and the text transformer (DESIGN: widths in channels)."""
+
+    window: int = Field(11, ge=1, le=31, description="side of the window in pixels, odd")
+    width: int = Field(128, ge=8, le=1024)
+    depth: int = Field(4, ge=1, le=48)
+    heads: int = Field(8, ge=1)
+    mlp_ratio: float = Field(2.0, gt=0)
+    decoder_width: int = Field(128, ge=8, le=1024)
+    decoder_depth: int = Field(3, ge=1, le=48)
+    embedding: int = Field(128, ge=4, le=4096)
+    text_width: int = Field(128, ge=8)
+    text_depth: int = Field(3, ge=1)
+    text_heads: int = Field(8, ge=1)
+    attention: Literal["fastest", "xformers", "short", "sdpa"] = "fastest"
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ModelConfig:
+        if self.window % 2 == 0:
+            raise ValueError(f"model.window must be odd, so that a window has a centre pixel; got {self.window}")
+        for width, heads, name in (
+            (self.width, self.heads, "width"),
+            (self.decoder_width, self.heads, "decoder_width"),
+            (self.text_width, self.text_heads, "text_width"),
+        ):
+            if width % heads or width % 4:
+                raise ValueError(
+                    f"model.{name} must be a multiple of 4 and of its heads; got {width} with {heads} heads"
+                )
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a window, L = P * P."""
+        return self.window * self.window
+
+
+class UmdConfig(_Section):
+    """Unsupervised mask diffusion."""
+
+    epochs: int = Field(100, ge=1)
+    batch: int = Field(256, ge=1)
+    samples: int = Field(700, ge=1, description="windows drawn once from the scenes and kept")
+    mask_ratio: float = Field(0.7, ge=0.0, lt=1.0)
+    timesteps: int = Field(1000, ge=2)
+    beta_start: float = Field(1e-4, gt=0, lt=1)
+    beta_end: float = Field(0.02, gt=0, lt=1)
+    masked_weight: float = Field(1.0, ge=0)
+    visible_weight: float = Field(1.0, ge=0)
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    micro_batch: int = Field(0, ge=0, description="windows per forward pass; 0 chooses for the device")
+
+
+class FlcConfig(_Section):
+    """Few-shot language-driven classification."""
+
+    epochs: int = Field(150, ge=1)
+    batch: int = Field(64, ge=1)
+    targets: Literal["pairwise", "class"] = "pairwise"
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    milestones: tuple[float, ...] = Field((2 / 3, 7 / 8), description="fractions of the epochs at which the rate drops")
+    gamma: float = Field(0.1, gt=0, le=1)
+    temperature: float = Field(0.07, gt=0, description="logit scale starts at 1 / temperature")
+    max_logit_scale: float = Field(100.0, gt=0)
+    encoder: Literal["finetune", "frozen"] = "finetune"
+    micro_batch: int = Field(0, ge=0)
+
+
+class Config(_Section):
+    """Everything that a run depends on besides its data and seed."""
+
+    recipe: Literal["best", "paper", "demo", "custom"] = "best"
+    prepare: Literal["standard", "mnf"] = "standard"
+    components: int = Field(30, ge=1, le=512, description="components that `mnf` keeps")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    memory_gib: float = Field(0.0, ge=0, description="memory budget for scenes; 0 takes half of what is free")
+    model: ModelConfig = ModelConfig()
+    umd: UmdConfig = UmdConfig()
+    flc: FlcConfig = FlcConfig()
+
+
+def load_config(recipe: str = "best", file: Path | str | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Build the configuration from a recipe, then a YAML file, then ``key=value`` texts.
+
+    Raises:
+        UsageError: an unknown recipe or key, or a value that does not fit; the message names the key.
+    """
+    if recipe not in RECIPES:
+        raise UsageError(f"there is no recipe {recipe!r}{nearest(recipe, RECIPES)}; there is: {', '.join(RECIPES)}")
+    tree = _read_yaml(recipe_text(recipe), f"{recipe}.yaml")
+    if file is not None:
+        path = Path(file)
+        if not path.is_file():
+            raise UsageError(f"the configuration file {path} does not exist")
+        _merge(tree, _read_yaml(path.read_text(encoding="utf-8"), str(path)))
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes key=value, for example umd.epochs=20; got {text!r}")
+        branch: dict[str, Any] = {}
+        _nest(branch, key.strip().split("."), yaml.safe_load(value))
+        _merge(tree, branch)
+    return build_config(tree)
+
+
+def build_config(tree: Mapping[str, Any]) -> Config:
+    """Validate a nested mapping. Raises :class:`UsageError` naming the first key that is wrong."""
+    _check_keys(tree, Config, "")
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(
+            f"the setting {where} is wrong: {reason} (got {first['input']!r})"
+            if where not in ("", "model")
+            else f"the settings do not go together: {reason}"
+        ) from None
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML; :func:`load_config` reads it back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def recipe_text(name: str) -> str:
+    """The YAML text of a shipped configuration."""
+    from importlib.resources import files
+
+    return files("fastdiffclip.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _read_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"the configuration {where} is not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"the configuration {where} must hold keys and values, for example 'umd: {{epochs: 20}}'")
+    return tree
+
+
+def _nest(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _check_keys(tree: Mapping[str, Any], section: type[BaseModel], prefix: str) -> None:
+    known = {f"{prefix}{name}": field.annotation for name, field in section.model_fields.items()}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if path not in known:
+            raise UsageError(f"there is no setting {path!r}{nearest(path, _all_keys())}")
+        annotation = known[path]
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if not isinstance(value, Mapping):
+                raise UsageError(
+                    f"the setting {path!r} is a section; give one of its keys, "
+                    f"for example {path}.{next(iter(annotation.model_fields))}"
+                )
+            _check_keys(value, annotation, f"{path}.")
+
+
+def _all_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys += _all_keys(annotation, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys

@@ -1,0 +1,46 @@
+"""Errors a user can act on. Each carries the exit code the command line ends with.
+
+A message is one sentence or two: what is wrong, where, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+
+class FastDiffCLIPError(Exception):
+    """Base of every error that is the user's to mend; anything else is a bug of ours."""
+
+    exit_code = 1
+
+
+class UsageError(FastDiffCLIPError):
+    """The command or call asks for something that does not exist or does not go together."""
+
+    exit_code = 2
+
+
+class InputDataError(FastDiffCLIPError):
+    """A file, scene, label map or model cannot be used as it is."""
+
+    exit_code = 3
+
+
+class ResourceError(FastDiffCLIPError):
+    """Memory, disk or device is missing or too small."""
+
+    exit_code = 4
+
+
+class InterruptedRunError(FastDiffCLIPError):
+    """A signal ended the run; exit code 130 (SIGINT) or 143 (SIGTERM)."""
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the known name closest to ``name``, or ``""``."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,0 +1,8 @@
+"""How good a map is, beside what a user would have picked instead.
+
+metrics.py    overall, average and per-class accuracy, kappa, confusion matrix, over one or many runs
+baselines.py  classical classifiers and the `linear` control on the same shots
+runner.py     many splits, our method and the baselines on the same pixels, one table
+report.py     one self-contained HTML page of a run; report_parts.py makes its tables, report_figures.py its
+              pictures, report.css is its looks
+"""

@@ -1,0 +1,155 @@
+"""Figures of merit of a classification, in the units of the field's tables.
+
+Accuracies and kappa are given in percent: 0 to 100 for accuracies, -100 to 100 for kappa.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastdiffclip.errors import InputDataError, UsageError
+
+UNCLASSIFIED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Figures of one classification of one test set; K classes.
+
+    ``oa``, ``aa``, ``kappa`` and the per-class figures are percentages. A class without test pixels has no
+    accuracy (NaN, listed in ``absent``) and does not enter ``aa``.
+    """
+
+    classes: tuple[int, ...]
+    oa: float
+    aa: float
+    kappa: float
+    per_class: dict[int, float]  # accuracy of each class's own pixels (recall, "producer's accuracy")
+    precision: dict[int, float]  # share of the pixels given this class that have it; NaN where never given
+    f1: dict[int, float]  # NaN for an absent class
+    confusion: np.ndarray  # (K, K) int64, rows true, columns predicted, in the order of `classes`
+    pixels: int
+    unclassified: int  # pixels predicted as none of the classes: they count as wrong, in no column
+    absent: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, lists and string keys for JSON; a figure that does not exist is None."""
+        by_class = ("per_class", "precision", "f1")
+        tables = {
+            name: {str(value): _number(figure) for value, figure in getattr(self, name).items()} for name in by_class
+        }
+        return {
+            "classes": list(self.classes),
+            "oa": _number(self.oa),
+            "aa": _number(self.aa),
+            "kappa": _number(self.kappa),
+            **tables,
+            "confusion": self.confusion.tolist(),
+            "pixels": self.pixels,
+            "unclassified": self.unclassified,
+            "absent": list(self.absent),
+        }
+
+
+def score(true: np.ndarray, predicted: np.ndarray, classes: Sequence[int]) -> Scores:
+    """Compare predicted with true class values.
+
+    Parameters
+    ----------
+    true : (N,) integers, each one of ``classes``.
+    predicted : (N,) integers. 0 (nodata) and any value outside ``classes`` count as wrong.
+    classes : the K class values, distinct and not 0; they order the rows of the confusion matrix.
+
+    Kappa is Cohen's; unclassified pixels are one more category that no true pixel has. Where chance alone
+    explains everything (a single class, all of it found) kappa is undefined and given as 0: the agreement
+    shows no skill.
+
+    Raises UsageError for arguments that do not go together, InputDataError for true values without a class.
+    """
+    from sklearn.metrics import cohen_kappa_score, confusion_matrix
+
+    true, predicted = np.asarray(true), np.asarray(predicted)
+    values = _checked_classes(true, predicted, classes)
+    known = np.where(np.isin(predicted, values), predicted, UNCLASSIFIED)
+    labels = [UNCLASSIFIED, *values]
+    counts = confusion_matrix(true, known, labels=labels).astype(np.int64)[1:]
+    confusion, support = counts[:, 1:], counts.sum(axis=1)
+    given = confusion.sum(axis=0)
+    hits = np.diag(confusion)
+    recall, precision = _percent(hits, support), _percent(hits, given)
+    f1 = np.where(support > 0, _percent(2 * hits, support + given), np.nan)
+
+    undefined = np.unique(np.concatenate([true, known])).size == 1
+    kappa = 0.0 if undefined else 100.0 * cohen_kappa_score(true, known, labels=labels)
+    return Scores(
+        classes=tuple(values),
+        oa=100.0 * float(hits.sum()) / true.size,
+        aa=float(np.nanmean(recall)),
+        kappa=float(kappa),
+        per_class=dict(zip(values, recall.tolist(), strict=True)),
+        precision=dict(zip(values, precision.tolist(), strict=True)),
+        f1=dict(zip(values, f1.tolist(), strict=True)),
+        confusion=confusion,
+        pixels=int(true.size),
+        unclassified=int(counts[:, 0].sum()),
+        absent=tuple(value for value, count in zip(values, support, strict=True) if count == 0),
+    )
+
+
+def summarise(runs: Sequence[Scores]) -> dict[str, Any]:
+    """Mean and sample standard deviation (ddof = 1) over runs, as `evaluate --json` names them.
+
+    Returns ``oa_mean, oa_sd, aa_mean, aa_sd, kappa_mean, kappa_sd`` (percent), ``seeds`` (number of runs) and
+    ``per_class`` (class value -> mean accuracy over the runs whose test set has the class, None if none has).
+    One run has no spread: its sd is None. Raises UsageError without any run.
+    """
+    if not runs:
+        raise UsageError("There are no runs to summarise; give at least one.")
+    summary: dict[str, Any] = {}
+    for name in ("oa", "aa", "kappa"):
+        figures = np.array([getattr(run, name) for run in runs])
+        summary[f"{name}_mean"] = float(figures.mean())
+        summary[f"{name}_sd"] = float(figures.std(ddof=1)) if len(runs) > 1 else None
+    summary["seeds"] = len(runs)
+    summary["per_class"] = {
+        value: _mean_of_existing([run.per_class.get(value, math.nan) for run in runs])
+        for value in sorted({value for run in runs for value in run.classes})
+    }
+    return summary
+
+
+def _checked_classes(true: np.ndarray, predicted: np.ndarray, classes: Sequence[int]) -> list[int]:
+    values = [int(value) for value in classes]
+    if true.ndim != 1 or true.shape != predicted.shape:
+        raise UsageError(
+            f"True and predicted labels must be two vectors of one length, got {true.shape} and {predicted.shape}."
+        )
+    if true.size == 0:
+        raise InputDataError("There is no test pixel to score; the split left none for any class.")
+    if not values or len(set(values)) != len(values) or UNCLASSIFIED in values:
+        raise UsageError(f"Classes must be distinct values other than 0, got {values}.")
+    strangers = np.setdiff1d(true, values)
+    if strangers.size:
+        raise InputDataError(
+            f"True labels hold the values {strangers[:10].tolist()}, which no class has; "
+            f"the classes are {values}. Add them to the class table or leave those pixels out."
+        )
+    return values
+
+
+def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(100.0 * part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def _mean_of_existing(figures: list[float]) -> float | None:
+    existing = [figure for figure in figures if not math.isnan(figure)]
+    return float(np.mean(existing)) if existing else None
+
+
+def _number(figure: float) -> float | None:
+    return None if math.isnan(figure) else float(figure)

@@ -1,0 +1,84 @@
+"""A trained classifier as prediction uses it: from windows to class probabilities, nothing random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdiffclip import checkpoint
+from fastdiffclip.config import Config
+from fastdiffclip.kernels.reference import unit
+from fastdiffclip.model.language_classifier import LanguageClassifier
+from fastdiffclip.runtime import Compute
+from fastdiffclip.scene.prepare import FrontEnd
+from fastdiffclip.scene.store import ClassInfo
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The class whose text embedding is nearest to the window's image embedding.
+
+    Every forward pass has the same number of windows (tails are padded), so a window's probabilities do not depend on
+    the windows beside it.
+
+    Attributes:
+        text_embeddings: ``(K, E)`` float32, L2-normalised.
+        classes: K classes in that order.
+    """
+
+    model: LanguageClassifier
+    text_embeddings: Tensor
+    classes: tuple[ClassInfo, ...]
+    front_end: FrontEnd
+    config: Config
+    where: Compute
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto", precision: str | None = None) -> Classifier:
+        """Read a finished run of ``train-flc``. Raises :class:`InputDataError`."""
+        run = checkpoint.load_run(Path(folder), "flc")
+        where = Compute.choose(device, precision or run.config.precision)
+        front_end = FrontEnd.from_parts(*run.front_end_parts())
+        weights = run.part("model")
+        vocabulary = weights["text.token_embedding.weight"].shape[0]
+        model = LanguageClassifier(front_end.channels, run.config.model, vocabulary)
+        model.load_state_dict(weights)
+        model.to(where.device).eval()
+        classes = tuple(
+            ClassInfo(c["value"], c["name"], c["description"], None if c["colour"] is None else tuple(c["colour"]))
+            for c in run.manifest["classes"]
+        )
+        return cls(model, run.tensors["text_embeddings"], classes, front_end, run.config, where)
+
+    @torch.inference_mode()
+    def probabilities(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+        """``(B, K)`` float32 softmax over classes of clean windows ``(B, L, C_m)`` per modality."""
+        parts = [np.empty((0, len(self.classes)), np.float32)]
+        for first in range(0, len(windows[0]), BATCH):
+            block = [torch.from_numpy(part[first : first + BATCH]) for part in windows]
+            rows = len(block[0])
+            if rows < BATCH:
+                block = [torch.nn.functional.pad(part, (0, 0, 0, 0, 0, BATCH - rows)) for part in block]
+            with self.where.autocast():
+                features = self.model.encoder.class_features([part.to(self.where.device) for part in block])
+            parts.append(self.from_features(features)[:rows])
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def from_features(self, features: Tensor) -> np.ndarray:
+        """``(B, K)`` float32 softmax over classes of encoder features ``(B, M * D)``."""
+        with self.where.autocast():
+            image = self.model.head(features)
+        scores = self.model.logit_scale * unit(image) @ self.text_embeddings.to(image.device).T
+        return torch.softmax(scores, dim=1).cpu().numpy()
+
+    def values(self, probabilities: np.ndarray) -> np.ndarray:
+        """``(B,)`` int64 class values of the largest probabilities."""
+        return np.array([item.value for item in self.classes], dtype=np.int64)[probabilities.argmax(axis=1)]

@@ -1,0 +1,237 @@
+"""A class map as a picture: crisp pixels, a title, a legend with the share of every class."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastdiffclip.infer.raster import (
+    NODATA,
+    check_map,
+    class_areas,
+    class_colours,
+    metres_per_unit,
+    replacing,
+)
+
+if TYPE_CHECKING:
+    from fastdiffclip.scene.store import ClassInfo
+
+DPI = 200
+LONG_SIDE = 1400  # pixels; a small map is enlarged by a whole number to about this
+MARGIN = 64
+ROW = 52  # height of a legend row
+SWATCH = 30
+INK, MUTED, EMPTY, FRAME = "#1c2126", "#69727c", (236, 238, 240), "#c9ced4"
+TITLE, SUBTITLE, ENTRY, SHARE = (
+    {"fontsize": 13, "fontweight": "bold", "color": INK},
+    {"fontsize": 8.5, "color": MUTED},
+    {"fontsize": 9, "color": INK},
+    {"fontsize": 8.5, "color": MUTED},
+)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    share: str
+    colour: tuple[int, int, int]
+
+
+def reduce_map(class_map: np.ndarray, max_pixels: int) -> np.ndarray:
+    """Shrink (H, W) by a whole factor to at most ``max_pixels``: each block becomes its commonest value.
+
+    Rows and columns left over at the lower and right edge are dropped. Ties go to the smaller value.
+    """
+    factor = 1
+    while (class_map.shape[0] // factor) * (class_map.shape[1] // factor) > max_pixels:
+        factor += 1
+    factor = min(factor, *class_map.shape)
+    if factor == 1:
+        return class_map
+    height, width = (side // factor for side in class_map.shape)
+    blocks = class_map[: height * factor, : width * factor].reshape(height, factor, width, factor)
+    best = np.zeros((height, width), np.int64)
+    winner = np.zeros((height, width), class_map.dtype)
+    for value in np.flatnonzero(np.bincount(class_map.ravel())):
+        count = (blocks == value).sum(axis=(1, 3))
+        winner[count > best] = value
+        best = np.maximum(best, count)
+    return winner
+
+
+def colour_map(class_map: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
+    """Return (H, W, 4) uint8 red, green, blue, alpha of a class map; nodata is transparent."""
+    table = np.zeros((int(class_map.max(initial=0)) + 1, 4), np.uint8)
+    for value, rgb in class_colours(classes).items():
+        if value < len(table):
+            table[value] = (*rgb, 255)
+    return table[class_map]
+
+
+def write_class_png(
+    path: str | Path,
+    class_map: np.ndarray,
+    *,
+    classes: Sequence[ClassInfo],
+    title: str,
+    subtitle: str | None = None,
+    crs_wkt: str | None = None,
+    affine_transform: Sequence[float] | None = None,
+    max_pixels: int = 4_000_000,
+) -> Path:
+    """Write a class map as a picture with title, legend and share of every class in the classified pixels.
+
+    Parameters
+    ----------
+    class_map : (H, W) uint8 or uint16, 0 = nodata. A map of more than ``max_pixels`` is shrunk (see
+        `reduce_map`), a small one enlarged by a whole number, so that its pixels stay crisp squares.
+    classes : names and colours, in the order of the legend. A class without pixels is listed with a dash.
+    subtitle : a line of small print; None says the size of the map.
+    crs_wkt, affine_transform : where the CRS has a unit of length, a scale bar is drawn.
+
+    Raises what `write_class_map` raises. The same map gives the same bytes.
+    """
+    path = Path(path)
+    check_map(class_map, classes)
+    entries = _legend(class_map, classes)
+    if subtitle is None:
+        subtitle = f"{class_map.shape[0]:,} × {class_map.shape[1]:,} pixels"
+    small = reduce_map(class_map, max_pixels)
+    pixels = colour_map(small, classes)
+    pixels[pixels[..., 3] == 0, :3] = EMPTY
+    times = max(1, LONG_SIDE // max(small.shape))
+    image = pixels[..., :3].repeat(times, axis=0).repeat(times, axis=1)
+    metres = metres_per_unit(crs_wkt)
+    if metres is not None and affine_transform is not None:
+        metres *= math.hypot(affine_transform[0], affine_transform[3]) * class_map.shape[1] / image.shape[1]
+    else:
+        metres = None
+    picture = _compose(image, entries, title, subtitle, metres)
+    with replacing(path) as temporary:
+        temporary.write_bytes(picture)
+    return path
+
+
+def _legend(class_map: np.ndarray, classes: Sequence[ClassInfo]) -> list[_Entry]:
+    colours = class_colours(classes)
+    rows = [
+        _Entry(row["name"], _share(row["share"]) if row["pixels"] else "–", colours[row["value"]])
+        for row in class_areas(class_map, classes)
+    ]
+    if (class_map == NODATA).any():
+        rows.append(_Entry("no data", "", EMPTY))
+    return rows
+
+
+def _share(percent: float) -> str:
+    return "< 0.1 %" if percent < 0.05 else f"{percent:.1f} %"
+
+
+def _compose(
+    image: np.ndarray, entries: list[_Entry], title: str, subtitle: str, metres_per_pixel: float | None
+) -> bytes:
+    """Lay out in whole device pixels, origin top left, so that the map is never resampled."""
+    height, width = image.shape[:2]
+    name_width = max((_width(entry.name, ENTRY) for entry in entries), default=0)
+    column = SWATCH + 18 + name_width + 36 + _width("00.0 %", SHARE)
+    beside = width <= 1.25 * height and len(entries) * ROW <= height
+    columns = 1 if beside else max(1, (max(width, 900) + MARGIN) // (column + MARGIN))
+    depth = -(-len(entries) // columns)
+
+    content = width + MARGIN + column if beside else max(width, columns * (column + MARGIN) - MARGIN)
+    heading = _wrap(title, content)
+    map_top = MARGIN + 50 * heading.count("\n") + 50 + 58
+    scale_height = 0 if metres_per_pixel is None else 70
+    map_bottom = map_top + height + scale_height
+    legend_x, legend_y = (MARGIN + width + MARGIN, map_top) if beside else (MARGIN, map_bottom + 44)
+    bottom = map_bottom if beside else legend_y + depth * ROW - (ROW - SWATCH)
+
+    page = _Page(content + 2 * MARGIN, bottom + MARGIN)
+    page.text(MARGIN, MARGIN - 8, heading, va="top", linespacing=1.35, **TITLE)
+    page.text(MARGIN, map_top - 24, subtitle, va="bottom", **SUBTITLE)
+    page.image(MARGIN, map_top, image)
+    if metres_per_pixel is not None:
+        page.scale_bar(MARGIN, map_top + height + 26, width, metres_per_pixel)
+    for place, entry in enumerate(entries):
+        x = legend_x + (place // depth) * (column + MARGIN)
+        y = legend_y + (place % depth) * ROW
+        page.swatch(x, y, entry.colour)
+        page.text(x + SWATCH + 18, y + SWATCH / 2, entry.name, va="center_baseline", **ENTRY)
+        page.text(x + column, y + SWATCH / 2, entry.share, va="center_baseline", ha="right", **SHARE)
+    return page.png()
+
+
+class _Page:
+    """A matplotlib figure addressed in device pixels from the top left corner."""
+
+    def __init__(self, width: int, height: int) -> None:
+        from matplotlib.figure import Figure
+
+        self.width, self.height = int(width), int(height)
+        self.figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI, facecolor="white")
+
+    def text(self, x: float, y: float, words: str, **style: Any) -> None:
+        self.figure.text(x / self.width, 1 - y / self.height, words, parse_math=False, **style)
+
+    def image(self, x: int, y: int, pixels: np.ndarray) -> None:
+        height, width = pixels.shape[:2]
+        self._box(x - 2, y - 2, width + 4, height + 4, facecolor=FRAME, edgecolor="none", zorder=0)
+        self.figure.figimage(pixels, xo=x, yo=self.height - y - height, origin="upper", zorder=1)
+
+    def swatch(self, x: float, y: float, colour: tuple[int, int, int]) -> None:
+        self._box(
+            x,
+            y,
+            SWATCH,
+            SWATCH,
+            facecolor=[part / 255 for part in colour],
+            edgecolor="#00000030",
+            linewidth=0.4,
+        )
+
+    def scale_bar(self, x: float, y: float, width: int, metres_per_pixel: float) -> None:
+        metres = _round_length(0.25 * width * metres_per_pixel)
+        length = metres / metres_per_pixel
+        self._box(x, y, length, 6, facecolor=INK, edgecolor="none")
+        label = f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
+        self.text(x + length + 16, y + 3, label, va="center_baseline", **SUBTITLE)
+
+    def _box(self, x: float, y: float, width: float, height: float, **style: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        corner = (x / self.width, 1 - (y + height) / self.height)
+        box = Rectangle(corner, width / self.width, height / self.height, transform=self.figure.transFigure, **style)
+        self.figure.add_artist(box)
+
+    def png(self) -> bytes:
+        buffer = BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def _width(words: str, style: dict[str, Any]) -> int:
+    """Width of a line of text in device pixels."""
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.font_manager import FontProperties
+
+    font = FontProperties(size=style["fontsize"], weight=style.get("fontweight", "normal"))
+    return int(RendererAgg(1, 1, DPI).get_text_width_height_descent(words, font, False)[0]) + 1
+
+
+def _wrap(title: str, width: int) -> str:
+    share = width / max(1, _width(title, TITLE))
+    return title if share >= 1 else "\n".join(textwrap.wrap(title, max(8, int(0.95 * share * len(title)))))
+
+
+def _round_length(metres: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not longer."""
+    power = 10.0 ** np.floor(np.log10(metres))
+    return float(max(step for step in (1, 2, 5) if step * power <= metres) * power)

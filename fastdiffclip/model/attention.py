@@ -1,0 +1,110 @@
+"""The one attention call of the image side, and the choice of its backend. The only file that names xformers.
+
+On CUDA the encoder uses xformers memory-efficient attention wherever it loads, the decoders use ``short_attention``;
+on a CPU both use ``short_attention``; SDPA is the fallback of all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdiffclip.errors import UsageError
+from fastdiffclip.kernels import short_attention
+
+logger = logging.getLogger(__name__)
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """torch's scaled dot product attention on ``(B, L, H, D)``."""
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2)
+
+
+def xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """xformers memory-efficient attention on ``(B, L, H, D)``."""
+    from xformers.ops import memory_efficient_attention
+
+    attended: Tensor = memory_efficient_attention(q, k, v)
+    return attended
+
+
+BACKENDS: dict[str, Attend] = {"xformers": xformers_attention, "short": short_attention, "sdpa": sdpa}
+
+
+@functools.cache
+def xformers_unavailable(device_type: str) -> str:
+    """Return why xformers attention cannot run on ``device_type``, or ``""`` when a small call works."""
+    if device_type != "cuda":
+        return "xformers has operators for CUDA only"
+    logging.getLogger("xformers").setLevel(logging.ERROR)
+    _preload_cuda12_runtime()
+    try:
+        probe = torch.zeros(1, 8, 1, 16, device=device_type, dtype=torch.bfloat16)
+        xformers_attention(probe, probe, probe)
+    except (ImportError, NotImplementedError, OSError, RuntimeError) as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    return ""
+
+
+def _preload_cuda12_runtime() -> None:
+    """Make libcudart.so.12 of the wheel nvidia-cuda-runtime-cu12 known, which xformers links under a CUDA 13 torch."""
+    spec = importlib.util.find_spec("nvidia")
+    for root in list(spec.submodule_search_locations or []) if spec else []:
+        library = Path(root) / "cuda_runtime" / "lib" / "libcudart.so.12"
+        if library.is_file():
+            try:
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            except OSError as error:
+                logger.debug("cannot preload %s: %s", library, error)
+            return
+
+
+def choose(requested: str, role: str, device: torch.device | str) -> tuple[str, str]:
+    """Return the backend for ``role`` (``"encoder"`` or ``"decoder"``) on ``device``, and why.
+
+    Raises:
+        UsageError: a backend was forced that cannot run there.
+    """
+    device_type = torch.device(device).type
+    if requested != "fastest":
+        reason = xformers_unavailable(device_type) if requested == "xformers" else ""
+        if reason:
+            raise UsageError(f"model.attention=xformers cannot be used: {reason}; choose fastest, short or sdpa")
+        return requested, "asked for"
+    if device_type == "cpu":
+        return "short", "the CPU's attention for short sequences"
+    if role == "decoder":
+        return "short", "the decoders' attention for short sequences"
+    reason = xformers_unavailable(device_type)
+    return ("sdpa", f"xformers is not used: {reason}") if reason else ("xformers", "loads on this device")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; with ``queries`` only the first that many tokens are computed."""
+
+    def __init__(self, width: int, heads: int, backend: str = "fastest", role: str = "encoder") -> None:
+        super().__init__()
+        self.heads, self.backend, self.role = heads, backend, role
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x_BLD: Tensor, queries: int | None = None) -> Tensor:
+        batch, length, width = x_BLD.shape
+        attend = BACKENDS[choose(self.backend, self.role, x_BLD.device)[0]]
+        if queries is None:
+            q, k, v = self.qkv(x_BLD).view(batch, length, 3, self.heads, width // self.heads).unbind(2)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(x_BLD[:, :queries], weight[:width], bias[:width])
+            q = q.view(batch, queries, self.heads, -1)
+            k, v = F.linear(x_BLD, weight[width:], bias[width:]).view(batch, length, 2, self.heads, -1).unbind(2)
+        return self.out(attend(q, k, v).flatten(2))

@@ -1,0 +1,68 @@
+"""The model of few-shot language-driven classification: image tower, text tower, temperature (eqs. 10 and 11)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastdiffclip.config import ModelConfig
+from fastdiffclip.model.encoder import ImageEncoder
+from fastdiffclip.model.stem import initialise
+from fastdiffclip.model.text import TextTransformer
+
+
+class LanguageClassifier(nn.Module):
+    """Image embedding of windows and text embedding of classes in one space.
+
+    Args:
+        channels: name of each modality to its number of channels, in order.
+        config: sizes.
+        vocabulary: number of tokens of the tokenizer.
+        temperature: the logit scale starts at its reciprocal.
+        max_logit_scale: upper bound of the logit scale.
+        seed: of the initial weights, drawn on the CPU.
+    """
+
+    def __init__(
+        self,
+        channels: Mapping[str, int],
+        config: ModelConfig,
+        vocabulary: int,
+        temperature: float = 0.07,
+        max_logit_scale: float = 100.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder(channels, config)
+        self.head = nn.Linear(len(channels) * config.width, config.embedding, bias=False)
+        self.max_log_scale = math.log(max_logit_scale)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1.0 / temperature)))
+        generator = torch.Generator().manual_seed(seed)
+        initialise(self, generator)
+        with torch.no_grad():
+            self.encoder.class_tokens.normal_(0.0, 0.02, generator=generator)
+        self.text = TextTransformer(
+            vocabulary,
+            width=config.text_width,
+            layers=config.text_depth,
+            heads=config.text_heads,
+            embed_dim=config.embedding,
+        )
+        self.text.init_weights(generator)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """1 / temperature, at most its bound: scalar tensor."""
+        return self.log_scale.clamp(max=self.max_log_scale).exp()
+
+    def embed_image(self, x_BLC: Sequence[Tensor]) -> Tensor:
+        """``(B, embedding)`` of clean windows ``(B, L, C_m)`` per modality, not yet normalised."""
+        return self.head(self.encoder.class_features(x_BLC))
+
+    def embed_text(self, tokens_KT: Tensor, end_K: Tensor) -> Tensor:
+        """``(K, embedding)`` of tokenised prompts, not yet normalised."""
+        embedded: Tensor = self.text(tokens_KT, end_K)
+        return embedded

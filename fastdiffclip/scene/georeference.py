@@ -1,0 +1,125 @@
+"""Where a raster lies: comparing grids, and the attributes that place a scene on the map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdiffclip.errors import InputDataError
+
+_TOLERANCE = 1e-6
+_CONVENTIONS = {
+    "spatial": ("689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "spatial", "Spatial coordinate information"),
+    "geo-proj": (
+        "f17cb550-5864-4468-aeb7-f3180cfb622f",
+        "proj",
+        "Coordinate reference system information for geospatial data",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The pixel grid of one file; CRS and transform are None where the file does not say."""
+
+    what: str
+    path: Path
+    height: int
+    width: int
+    crs_wkt: str | None = None
+    affine_transform: tuple[float, ...] | None = None
+
+    def __str__(self) -> str:
+        place = f", {_short_crs(self.crs_wkt)}" if self.crs_wkt else ""
+        if self.affine_transform:
+            a, b, c, d, e, f = self.affine_transform
+            place += f", corner ({c:.10g}, {f:.10g}), pixel ({a:.10g}, {e:.10g})"
+        return f"{self.what} ({self.path}: {self.height} x {self.width} pixels{place})"
+
+
+def require_same_grid(grids: list[Grid]) -> tuple[str | None, tuple[float, ...] | None]:
+    """Return the (crs_wkt, affine_transform) that the grids share; None where no grid has one.
+
+    Raises InputDataError naming both grids where height, width, CRS or transform differ; transforms may
+    differ by 1e-6 of a pixel.
+    """
+    first = grids[0]
+    crs, transform = first, first
+    for grid in grids[1:]:
+        crs = crs if crs.crs_wkt else grid
+        transform = transform if transform.affine_transform else grid
+        if (grid.height, grid.width) != (first.height, first.width):
+            raise _mismatch("height and width", grid, first)
+        if grid.crs_wkt and crs.crs_wkt and not _same_crs(grid.crs_wkt, crs.crs_wkt):
+            raise _mismatch("the CRS", grid, crs)
+        if grid.affine_transform and not _same_transform(grid.affine_transform, transform.affine_transform):
+            raise _mismatch("the transform", grid, transform)
+    return crs.crs_wkt, transform.affine_transform
+
+
+def _mismatch(what: str, one: Grid, other: Grid) -> InputDataError:
+    return InputDataError(f"{one} does not lie on the grid of {other}: {what} must be the same; resample it first")
+
+
+def _same_transform(one: tuple[float, ...], other: tuple[float, ...] | None) -> bool:
+    if other is None:
+        return True
+    pixel = max(map(abs, (other[0], other[1], other[3], other[4])))
+    return all(abs(x - y) <= _TOLERANCE * pixel for x, y in zip(one, other, strict=True))
+
+
+def _same_crs(one: str, other: str) -> bool:
+    from rasterio.crs import CRS
+
+    return one == other or CRS.from_wkt(one) == CRS.from_wkt(other)
+
+
+def _short_crs(wkt: str) -> str:
+    from rasterio.crs import CRS
+
+    code = CRS.from_wkt(wkt).to_epsg()
+    return f"EPSG:{code}" if code else f"CRS {wkt[:60]}..."
+
+
+def grid_mapping_attributes(crs_wkt: str | None, transform: tuple[float, ...] | None) -> dict[str, Any]:
+    """Attributes of ``spatial_ref`` as rioxarray and GDAL read them."""
+    attributes: dict[str, Any] = {}
+    if crs_wkt is not None:
+        attributes.update(crs_wkt=crs_wkt, spatial_ref=crs_wkt)
+    if transform is not None:
+        a, b, c, d, e, f = transform
+        attributes["GeoTransform"] = " ".join(repr(value) for value in (c, a, b, f, d, e))
+    return attributes
+
+
+def geozarr_attributes(
+    crs_wkt: str | None, transform: tuple[float, ...] | None, height: int, width: int
+) -> dict[str, Any]:
+    """Attributes of the GeoZarr conventions ``spatial`` and ``proj``, both version 1."""
+    attributes: dict[str, Any] = {"spatial:dimensions": ["y", "x"], "spatial:shape": [height, width]}
+    used = ["spatial"]
+    if transform is not None:
+        a, b, c, d, e, f = transform
+        xs = [a * column + b * row + c for column in (0, width) for row in (0, height)]
+        ys = [d * column + e * row + f for column in (0, width) for row in (0, height)]
+        attributes["spatial:transform_type"] = "affine"
+        attributes["spatial:transform"] = list(transform)
+        attributes["spatial:registration"] = "pixel"
+        attributes["spatial:bbox"] = [min(xs), min(ys), max(xs), max(ys)]
+    if crs_wkt is not None:
+        used.append("geo-proj")
+        attributes["proj:wkt2"] = crs_wkt
+    attributes["zarr_conventions"] = [_convention(key) for key in used]
+    return attributes
+
+
+def _convention(key: str) -> dict[str, str]:
+    uuid, name, description = _CONVENTIONS[key]
+    return {
+        "schema_url": f"https://raw.githubusercontent.com/zarr-conventions/{key}/refs/tags/v1/schema.json",
+        "spec_url": f"https://github.com/zarr-conventions/{key}/blob/v1/README.md",
+        "uuid": uuid,
+        "name": name,
+        "description": description,
+    }

@@ -1,0 +1,89 @@
+"""Scenes as a training stage reads them: prepared, flat, on the device of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdiffclip.errors import InputDataError
+from fastdiffclip.kernels import FlatScene, philox
+from fastdiffclip.scene.prepare import FrontEnd, PreparedScenes, prepare_scenes, prepared_bytes
+from fastdiffclip.scene.store import Scene
+from fastdiffclip.scene.windows import read_windows, valid_centres
+
+
+@dataclass(frozen=True)
+class UmdData:
+    """Windows of UMD, drawn once and kept: where they are and what they are read from.
+
+    Attributes:
+        flat: one flat scene per modality, in the order of the front end.
+        centres: ``(S, 3)`` int64 on the device.
+    """
+
+    flat: list[FlatScene]
+    centres: Tensor
+
+
+def flatten(prepared: PreparedScenes, device: torch.device) -> list[FlatScene]:
+    """Prepared arrays as kernels read them."""
+    return [
+        FlatScene.from_numpy(part.pixels, part.scale, part.offset, part.valid, prepared.extents, device)
+        for part in prepared.modalities.values()
+    ]
+
+
+def umd_data(
+    scenes: Sequence[Scene],
+    front_end: FrontEnd,
+    samples: int,
+    window: int,
+    seed: int,
+    budget: int,
+    device: torch.device,
+) -> UmdData:
+    """Draw ``samples`` windows whose centre is valid in every modality; purpose ``CENTRE`` of the random numbers.
+
+    Scenes within ``budget`` bytes are held whole. Beyond it only the drawn windows are read, in chunk order; both
+    give the same numbers.
+
+    Raises:
+        InputDataError: no pixel is valid in all modalities.
+    """
+    if prepared_bytes(scenes, front_end) <= budget:
+        prepared = prepare_scenes(scenes, front_end)
+        centres = _draw(valid_centres(prepared), samples, seed)
+        return UmdData(flatten(prepared, device), torch.from_numpy(centres).to(device))
+    candidates = np.concatenate([_scene_centres(number, scene) for number, scene in enumerate(scenes)])
+    centres = _draw(candidates, samples, seed)
+    prepared = read_windows(scenes, front_end, centres, window)
+    radius = window // 2
+    own = np.stack([np.arange(len(centres)), *np.full((2, len(centres)), radius)], axis=1).astype(np.int64)
+    return UmdData(flatten(prepared, device), torch.from_numpy(own).to(device))
+
+
+def _scene_centres(number: int, scene: Scene) -> np.ndarray:
+    valid = np.ones((scene.height, scene.width), dtype=bool)
+    for name in scene.modalities:
+        valid &= scene.read_valid(name)
+    rows, cols = np.nonzero(valid)
+    return np.stack([np.full_like(rows, number), rows, cols], axis=1).astype(np.int64)
+
+
+def _draw(candidates: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    if len(candidates) == 0:
+        raise InputDataError(
+            "no pixel of the scenes is valid in every modality; see 'fastdiffclip scene info' for the shares"
+        )
+    order = philox.permutation(philox.rng_state(seed), philox.CENTRE, len(candidates)).numpy()
+    return np.ascontiguousarray(candidates[order[:samples]])
+
+
+def scene_records(scenes: Sequence[Scene]) -> list[dict[str, Any]]:
+    """What a manifest says of the scenes of a run."""
+    return [{"name": scene.name, "path": str(scene.path), "sha256": scene.sha256} for scene in scenes]

@@ -1,0 +1,301 @@
+"""Stage two, few-shot language-driven classification: image and text aligned on a few labels (eqs. 10 to 16)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdiffclip import checkpoint
+from fastdiffclip.config import Config
+from fastdiffclip.errors import InputDataError
+from fastdiffclip.kernels import contrastive, philox
+from fastdiffclip.kernels.reference import unit
+from fastdiffclip.model.language_classifier import LanguageClassifier
+from fastdiffclip.model.prompts import ClassText, resolve_prompts
+from fastdiffclip.model.text import load_tokenizer, trim_context
+from fastdiffclip.runtime import Compute, Progress, memory_budget, open_folder, silent
+from fastdiffclip.scene.labelled import Labelled
+from fastdiffclip.scene.prepare import FrontEnd, fit_front_end
+from fastdiffclip.scene.source import WindowSource
+from fastdiffclip.scene.store import ClassInfo, Scene
+from fastdiffclip.train.data import scene_records
+from fastdiffclip.train.engine import Loop, adam, fingerprint
+from fastdiffclip.train.umd import UmdResult
+
+FEATURE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Shots:
+    """The labelled windows of a run, and what they are called.
+
+    Attributes:
+        centres: ``(n, 3)`` int64 (scene, row, column). labels: ``(n,)`` int64 class values.
+        classes: every class that may be predicted, in the order of the text embeddings.
+        prompts: one text per class.
+    """
+
+    centres: np.ndarray
+    labels: np.ndarray
+    classes: tuple[ClassInfo, ...]
+    prompts: tuple[str, ...]
+
+    def indices(self) -> Tensor:
+        """``(n,)`` int64 position of each label in ``classes``."""
+        position = {item.value: index for index, item in enumerate(self.classes)}
+        missing = sorted({int(value) for value in self.labels} - set(position))
+        if missing:
+            raise InputDataError(f"labels {missing} belong to no class; the class table has {sorted(position)}")
+        return torch.tensor([position[int(value)] for value in self.labels], dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class FlcResult:
+    """A trained classifier; ``text_embeddings`` are ``(K, E)`` float32, L2-normalised, one row per class."""
+
+    model: LanguageClassifier
+    front_end: FrontEnd
+    config: Config
+    classes: tuple[ClassInfo, ...]
+    prompts: tuple[str, ...]
+    text_embeddings: Tensor
+    losses: list[float]
+    folder: Path | None
+
+
+class FlcStep:
+    """Loss and gradients of one optimiser step on a batch of shots.
+
+    Args:
+        model: the classifier.
+        images: what a shot is: ``(n, L, C_m)`` windows per modality, or the frozen encoder's ``(n, F)`` features.
+        labels: ``(n,)`` positions in the prompts.
+    """
+
+    def __init__(
+        self,
+        model: LanguageClassifier,
+        images: list[Tensor] | Tensor,
+        labels: Tensor,
+        prompts: Sequence[str],
+        config: Config,
+        seed: int,
+        where: Compute,
+    ) -> None:
+        self.model, self.images, self.labels = model, images, labels.to(where.device)
+        self.config, self.seed, self.where = config, seed, where
+        tokens, end = load_tokenizer().encode_batch(prompts)
+        self.tokens, self.end = trim_context(tokens, end).to(where.device), end.to(where.device)
+        self.batch = min(config.flc.batch, len(labels))
+        self.steps_per_epoch = math.ceil(len(labels) / self.batch)
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of ``step``: dropped by ``gamma`` at each milestone."""
+        share = (step // self.steps_per_epoch) / self.config.flc.epochs
+        return self.config.flc.lr * self.config.flc.gamma ** sum(share >= m for m in self.config.flc.milestones)
+
+    def embed(self, order: Tensor) -> Tensor:
+        """Image embeddings of the shots ``order``."""
+        if isinstance(self.images, Tensor):
+            embedded: Tensor = self.model.head(self.images[order])
+            return embedded
+        return self.model.embed_image([part[order] for part in self.images])
+
+    def __call__(self, step: int) -> float:
+        epoch, number = divmod(step, self.steps_per_epoch)
+        device = self.where.device
+        order = philox.permutation(philox.rng_state(self.seed, epoch, 0, device), philox.SHUFFLE, len(self.labels))
+        order = order[number * self.batch : (number + 1) * self.batch]
+        rows = torch.tensor(len(order), device=device)
+        if len(order) < self.batch:
+            order = torch.cat([order, order[:1].expand(self.batch - len(order))])
+        with self.where.autocast():
+            image = self.embed(order)
+            text = self.model.embed_text(self.tokens, self.end)
+        loss = contrastive(
+            image,
+            text,
+            self.labels[order],
+            self.model.logit_scale,
+            targets=self.config.flc.targets,
+            valid_rows=rows,
+        )
+        loss.backward()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def text_embeddings(self) -> Tensor:
+        """``(K, E)`` float32, L2-normalised."""
+        with self.where.autocast():
+            return unit(self.model.embed_text(self.tokens, self.end)).cpu()
+
+
+@torch.no_grad()
+def frozen_features(model: LanguageClassifier, windows: Sequence[np.ndarray], where: Compute) -> Tensor:
+    """Class features ``(n, M * D)`` float32 of windows ``(n, L, C_m)``, in batches of one constant size."""
+    parts = []
+    for first in range(0, len(windows[0]), FEATURE_BATCH):
+        block = [torch.from_numpy(part[first : first + FEATURE_BATCH]).to(where.device) for part in windows]
+        rows = len(block[0])
+        block = [torch.nn.functional.pad(part, (0, 0, 0, 0, 0, FEATURE_BATCH - rows)) for part in block]
+        with where.autocast():
+            parts.append(model.encoder.class_features(block)[:rows].float())
+    return torch.cat(parts)
+
+
+def new_classifier(front_end: FrontEnd, config: Config, umd: UmdResult | None, seed: int) -> LanguageClassifier:
+    """A classifier with fresh weights, its encoder taken from ``umd`` where one is given."""
+    flc = config.flc
+    model = LanguageClassifier(
+        front_end.channels,
+        config.model,
+        load_tokenizer().vocab_size,
+        flc.temperature,
+        flc.max_logit_scale,
+        seed,
+    )
+    if umd is not None:
+        model.encoder.load_state_dict(umd.model.encoder.state_dict())
+    return model
+
+
+def class_prompts(scenes: Sequence[Scene], labelled: Labelled, choice: str | None) -> tuple[str, ...]:
+    """One text per class that occurs; ``choice`` as ``--prompts`` takes it."""
+    texts = [ClassText(item.value, item.name, item.description) for item in labelled.classes]
+    return tuple(resolve_prompts(choice, texts, tuple(scenes[0].modalities)))
+
+
+def check_fits(umd: UmdResult, config: Config) -> None:
+    """Raise :class:`InputDataError` when a pretrained encoder has other sizes or another front end."""
+    ours, theirs = config.model, umd.config.model
+    names = ("window", "width", "depth", "heads", "mlp_ratio")
+    different = [
+        f"model.{name} {getattr(theirs, name)} there, {getattr(ours, name)} here"
+        for name in names
+        if getattr(ours, name) != getattr(theirs, name)
+    ]
+    if umd.config.prepare != config.prepare:
+        different.append(f"prepare {umd.config.prepare} there, {config.prepare} here")
+    if different:
+        raise InputDataError(
+            f"the UMD run {umd.folder or ''} does not fit: {'; '.join(different)}; give the same settings to both"
+        )
+
+
+def train_flc(
+    scenes: Sequence[Scene],
+    shots: Shots,
+    config: Config | None = None,
+    *,
+    umd: UmdResult | None = None,
+    features: Tensor | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    extra: dict[str, Any] | None = None,
+    progress: Progress = silent,
+) -> FlcResult:
+    """Train the classifier on a few labelled windows.
+
+    Args:
+        scenes: opened scenes.
+        shots: labelled windows, classes and prompts.
+        config: settings; None for the default recipe.
+        umd: pretrained encoder and its front end; None starts from random weights.
+        features: ``(n, M * D)`` features of the shots, when the encoder is frozen and they are known already.
+        seed: of weights and order.
+        out: folder of the run; None leaves nothing on disk.
+        device, resume, progress: as in :func:`fastdiffclip.train.umd.train_umd`.
+        extra: more entries for the manifest.
+
+    Raises:
+        UsageError, InputDataError, ResourceError: see their messages.
+    """
+    config = config or Config()
+    where = Compute.choose(device, config.precision)
+    if umd is not None:
+        check_fits(umd, config)
+    folder = None if out is None else open_folder(Path(out), resume)
+    front_end = umd.front_end if umd is not None else fit_front_end(config.prepare, scenes, config.components)
+    model = new_classifier(front_end, config, umd, seed).to(where.device)
+    images = features if features is not None else _images(model, scenes, front_end, shots, config, where)
+    if config.flc.encoder == "frozen":
+        model.encoder.requires_grad_(False)
+    step = FlcStep(model, images, shots.indices(), shots.prompts, config, seed, where)
+    loop = Loop(
+        "train-flc",
+        model,
+        adam(model, config.flc.lr, config.flc.weight_decay),
+        config.flc.epochs * step.steps_per_epoch,
+        step.learning_rate,
+        folder,
+        fingerprint(
+            "flc",
+            config.model_dump(),
+            seed,
+            [s.sha256 for s in scenes],
+            shots.centres.tolist(),
+            shots.prompts,
+        ),
+        progress,
+    )
+    losses = loop.run(step, step.batch, loop.resume() if resume else 0)
+    model.eval()
+    result = FlcResult(model, front_end, config, shots.classes, shots.prompts, step.text_embeddings(), losses, folder)
+    if folder is not None:
+        _save(result, scenes, shots, seed, umd, extra or {})
+    return result
+
+
+def _images(
+    model: LanguageClassifier,
+    scenes: Sequence[Scene],
+    front_end: FrontEnd,
+    shots: Shots,
+    config: Config,
+    where: Compute,
+) -> list[Tensor] | Tensor:
+    source = WindowSource(scenes, front_end, config.model.window, memory_budget(config.memory_gib))
+    windows = source.windows(shots.centres)
+    if config.flc.encoder == "frozen":
+        return frozen_features(model, windows, where)
+    return [torch.from_numpy(part).to(where.device) for part in windows]
+
+
+def _save(
+    result: FlcResult,
+    scenes: Sequence[Scene],
+    shots: Shots,
+    seed: int,
+    umd: UmdResult | None,
+    extra: dict[str, Any],
+) -> None:
+    assert result.folder is not None
+    tensors = {f"model.{name}": tensor for name, tensor in result.model.state_dict().items()}
+    tensors |= {f"front_end.{name}": torch.from_numpy(array) for name, array in result.front_end.to_arrays().items()}
+    tensors["text_embeddings"] = result.text_embeddings
+    manifest = {
+        "front_end": result.front_end.to_meta(),
+        "classes": [
+            {"value": c.value, "name": c.name, "description": c.description, "colour": c.colour} for c in result.classes
+        ],
+        "prompts": list(result.prompts),
+        "tokenizer_sha256": hashlib.sha256(load_tokenizer().text.encode()).hexdigest(),
+        "umd": None if umd is None else str(umd.folder),
+        "shots": [[*map(int, centre), int(label)] for centre, label in zip(shots.centres, shots.labels, strict=True)],
+        **extra,
+    }
+    metrics = {"loss_first": result.losses[0], "loss_last": result.losses[-1], "steps": len(result.losses)}
+    checkpoint.save_run(
+        result.folder, tensors, result.config, stage="flc", seed=seed, scenes=scene_records(scenes), metrics=metrics,
+        extra=manifest,
+    )  # fmt: skip

@@ -1,0 +1,192 @@
+"""Stage one, unsupervised mask diffusion: restore masked, noised windows of the unlabelled scenes (eqs. 1 to 9)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiffclip import checkpoint
+from fastdiffclip.config import Config
+from fastdiffclip.kernels import masked_mse, philox, visible_noise
+from fastdiffclip.kernels.visible_noise import visible_count
+from fastdiffclip.model.diffusion import NoiseSchedule
+from fastdiffclip.model.mask_diffusion import MaskDiffusion
+from fastdiffclip.runtime import Compute, Progress, memory_budget, open_folder, silent
+from fastdiffclip.scene.prepare import FrontEnd, fit_front_end
+from fastdiffclip.scene.store import Scene
+from fastdiffclip.train.data import UmdData, scene_records, umd_data
+from fastdiffclip.train.engine import Loop, adam, fingerprint, slices
+
+
+@dataclass(frozen=True)
+class UmdResult:
+    """A pretrained model.
+
+    Attributes:
+        model: encoder and decoders. front_end: the spectral front end it was trained behind.
+        losses: loss of each step. folder: the run's folder, or None.
+    """
+
+    model: MaskDiffusion
+    front_end: FrontEnd
+    config: Config
+    losses: list[float]
+    folder: Path | None
+
+
+class UmdStep:
+    """Loss and gradients of one optimiser step.
+
+    The random numbers are addressed by (seed, step, place in the batch), so micro-batches change nothing but the order
+    in which gradients are added.
+    """
+
+    def __init__(self, model: MaskDiffusion, data: UmdData, config: Config, seed: int, where: Compute) -> None:
+        self.model, self.data, self.config, self.seed, self.where = model, data, config, seed, where
+        self.schedule = NoiseSchedule(config.umd.timesteps, config.umd.beta_start, config.umd.beta_end).table(
+            where.device
+        )
+        self.visible = visible_count(config.model.tokens, config.umd.mask_ratio)
+        self.batch = min(config.umd.batch, len(data.centres))
+        self.steps_per_epoch = math.ceil(len(data.centres) / self.batch)
+        self.micro = where.micro_batch(config.umd.micro_batch, self.batch)
+
+    def rows(self, step: int) -> Tensor:
+        """Centres of the batch of ``step``, ``(rows, 3)``; epochs are permutations of the drawn windows."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        order = philox.permutation(philox.rng_state(self.seed, epoch), philox.SHUFFLE, len(self.data.centres))
+        return self.data.centres[order[number * self.batch : (number + 1) * self.batch].to(self.where.device)]
+
+    def __call__(self, step: int) -> float:
+        centres = self.rows(step)
+        rows, padding = len(centres), self.batch - len(centres)
+        if padding:
+            centres = torch.cat([centres, centres[:1].expand(padding, 3)]).contiguous()
+        device = self.where.device
+        times = philox.uniform_integers(
+            philox.rng_state(self.seed, step, 0, device),
+            philox.TIMESTEP,
+            self.batch,
+            self.config.umd.timesteps,
+        )
+        total, loss = torch.tensor(rows, device=device), torch.zeros((), device=device)
+        for part in slices(self.batch, self.micro, rows):
+            real = (total - part.start).clamp(min=0, max=part.stop - part.start)
+            rng = philox.rng_state(self.seed, step, part.start, device)
+            share = self._loss(centres[part], times[part], rng, real, total)
+            share.backward()
+            loss += share.detach()
+        return float(loss)
+
+    def _loss(self, centres: Tensor, times: Tensor, rng: Tensor, real: Tensor, total: Tensor) -> Tensor:
+        umd, window = self.config.umd, self.config.model.window
+        noisy, ids = [], []
+        for m, scene in enumerate(self.data.flat):
+            x, chosen = visible_noise(
+                scene,
+                centres,
+                times,
+                self.schedule,
+                rng,
+                window=window,
+                visible=self.visible,
+                modality=m,
+                valid_rows=real,
+            )
+            noisy.append(x)
+            ids.append(chosen)
+        with self.where.autocast():
+            restored = self.model(noisy, ids, times)
+        shares = [
+            masked_mse(
+                restored[m], scene, centres, ids[m], window=window, masked_weight=umd.masked_weight,
+                visible_weight=umd.visible_weight, valid_rows=real, total_rows=total,
+            )
+            for m, scene in enumerate(self.data.flat)
+        ]  # fmt: skip
+        return torch.stack(shares).sum()
+
+
+def train_umd(
+    scenes: Sequence[Scene],
+    config: Config | None = None,
+    *,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress = silent,
+) -> UmdResult:
+    """Pretrain on scenes without labels.
+
+    Args:
+        scenes: opened scenes with the same modalities; all their pixels may be seen, labels are not read.
+        config: settings; None for the default recipe.
+        seed: of weights, windows, masks, noise and order.
+        out: folder of the run, written there; None leaves nothing on disk.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        resume: go on from the newest checkpoint in ``out``.
+        progress: see :data:`fastdiffclip.runtime.Progress`.
+
+    Raises:
+        UsageError, InputDataError, ResourceError: see their messages.
+    """
+    config = config or Config()
+    where = Compute.choose(device, config.precision)
+    folder = None if out is None else open_folder(Path(out), resume)
+    front_end = fit_front_end(config.prepare, scenes, config.components)
+    data = umd_data(
+        scenes,
+        front_end,
+        config.umd.samples,
+        config.model.window,
+        seed,
+        memory_budget(config.memory_gib),
+        where.device,
+    )
+    model = MaskDiffusion(front_end.channels, config.model, seed).to(where.device)
+    step = UmdStep(model, data, config, seed, where)
+    total = config.umd.epochs * step.steps_per_epoch
+    loop = Loop(
+        "train-umd",
+        model,
+        adam(model, config.umd.lr, config.umd.weight_decay),
+        total,
+        lambda s: config.umd.lr * 0.5 * (1.0 + math.cos(math.pi * s / total)),
+        folder,
+        fingerprint("umd", config.model_dump(), seed, [scene.sha256 for scene in scenes]),
+        progress,
+    )
+    losses = loop.run(step, step.batch, loop.resume() if resume else 0)
+    result = UmdResult(model, front_end, config, losses, folder)
+    if folder is not None:
+        save(result, scenes, seed)
+    return result
+
+
+def save(result: UmdResult, scenes: Sequence[Scene], seed: int) -> None:
+    """Write the finished run into its folder."""
+    assert result.folder is not None
+    tensors = {f"model.{name}": tensor for name, tensor in result.model.state_dict().items()}
+    tensors |= {f"front_end.{name}": torch.from_numpy(array) for name, array in result.front_end.to_arrays().items()}
+    extra: dict[str, Any] = {"front_end": result.front_end.to_meta()}
+    metrics = {"loss_first": result.losses[0], "loss_last": result.losses[-1], "steps": len(result.losses)}
+    checkpoint.save_run(
+        result.folder, tensors, result.config, stage="umd", seed=seed, scenes=scene_records(scenes), metrics=metrics,
+        extra=extra,
+    )  # fmt: skip
+
+
+def load_umd(folder: Path) -> UmdResult:
+    """Read a finished UMD run back. Raises :class:`InputDataError`."""
+    run = checkpoint.load_run(Path(folder), "umd")
+    front_end = FrontEnd.from_parts(*run.front_end_parts())
+    model = MaskDiffusion(front_end.channels, run.config.model)
+    model.load_state_dict(run.part("model"))
+    return UmdResult(model, front_end, run.config, [], Path(folder))

@@ -1,0 +1,37 @@
+// The plain C interface of the native library. kernels/native/loader.py and kernels/native/<op>.py mirror it with
+// ctypes; FDC_ABI_VERSION changes with every change of a struct, a code or a meaning here.
+#pragma once
+
+#include <cstdint>
+
+#define FDC_ABI_VERSION 1
+#define FDC_EXPORT extern "C" __attribute__((visibility("default")))
+
+enum fdc_dtype : int32_t { FDC_UINT16 = 0, FDC_INT16 = 1, FDC_FLOAT16 = 2, FDC_BFLOAT16 = 3, FDC_FLOAT32 = 4 };
+enum fdc_isa : int32_t { FDC_BASELINE = 0, FDC_AVX2 = 1, FDC_AVX512 = 2 };
+enum fdc_status : int64_t { FDC_OK = 0, FDC_NO_MEMORY = -1, FDC_NO_ISA = -2 };  // > 0: 1 + the row that is wrong
+
+struct fdc_visible_noise_args {
+    const void* pixels;       // (pixel_count, channels) of pixel_dtype
+    const float* scale;       // (channels)
+    const float* offset;      // (channels)
+    const uint8_t* valid;     // bitmap, least significant bit first; null: every pixel is valid
+    const int64_t* extents;   // (scenes, 3): first pixel, height, width
+    const int64_t* centres;   // (rows, 3): scene, row, column
+    const float* mix;         // (rows, 2): sqrt(abar_t), sqrt(1 - abar_t); null: clean, no noise is drawn
+    const int64_t* rng;       // (3): seed, step, position of row 0 in the global batch
+    void* x;                  // out: (rows, visible, channels) of out_dtype
+    int32_t* ids;             // out: (rows, visible)
+    int64_t pixel_count, channels, scenes, rows, valid_rows, window, visible, modality;
+    int32_t pixel_dtype, out_dtype, threads, isa;
+};
+
+// Defined once per instruction set, in a namespace of its name.
+#define FDC_DECLARE(isa_name) \
+    namespace isa_name { int64_t visible_noise(const fdc_visible_noise_args& args); }
+FDC_DECLARE(baseline)
+#if defined(__x86_64__)
+FDC_DECLARE(avx2)
+FDC_DECLARE(avx512)
+#endif
+#undef FDC_DECLARE

@@ -1,0 +1,47 @@
+// The exported functions: checks that keep every read inside the scene, and the choice of the instruction set.
+#include "abi.h"
+
+namespace {
+
+int32_t best_isa() {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        return FDC_AVX512;
+    if (__builtin_cpu_supports("avx2")) return FDC_AVX2;
+#endif
+    return FDC_BASELINE;
+}
+
+// 1 + the first row whose centre does not lie in a scene that lies in the pixels, or 0.
+int64_t first_bad_row(const fdc_visible_noise_args& a) {
+    const int64_t rows = a.rows < a.valid_rows ? a.rows : a.valid_rows;
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t* centre = a.centres + 3 * row;
+        if (centre[0] < 0 || centre[0] >= a.scenes) return row + 1;
+        const int64_t* extent = a.extents + 3 * centre[0];
+        const int64_t first = extent[0], height = extent[1], width = extent[2];
+        if (centre[1] < 0 || centre[1] >= height || centre[2] < 0 || centre[2] >= width) return row + 1;
+        // Written so that no product overflows.
+        if (first < 0 || first > a.pixel_count || height > (a.pixel_count - first) / width) return row + 1;
+    }
+    return 0;
+}
+
+}  // namespace
+
+FDC_EXPORT int32_t fdc_abi_version() { return FDC_ABI_VERSION; }
+
+FDC_EXPORT int32_t fdc_best_isa() { return best_isa(); }
+
+FDC_EXPORT int64_t fdc_visible_noise(const fdc_visible_noise_args* args) {
+    if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
+    if (const int64_t bad = first_bad_row(*args)) return bad;
+    switch (args->isa) {
+#if defined(__x86_64__)
+        case FDC_AVX512: return avx512::visible_noise(*args);
+        case FDC_AVX2: return avx2::visible_noise(*args);
+#endif
+        default: return baseline::visible_noise(*args);
+    }
+}

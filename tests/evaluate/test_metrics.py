@@ -1,0 +1,115 @@
+"""Scores against figures worked out by hand, and against plain definitions on random labels."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdiffclip.errors import InputDataError, UsageError
+from fastdiffclip.evaluate.metrics import score, summarise
+
+
+def test_worked_example() -> None:
+    true = np.array([1, 1, 1, 1, 2, 2, 3, 3, 3, 3])
+    predicted = np.array([1, 1, 1, 2, 2, 2, 3, 1, 3, 3])
+    scores = score(true, predicted, [1, 2, 3])
+    assert scores.confusion.tolist() == [[3, 1, 0], [0, 2, 0], [1, 0, 3]]
+    assert scores.oa == pytest.approx(80.0)
+    assert scores.aa == pytest.approx((75 + 100 + 75) / 3)
+    chance = (4 * 4 + 2 * 3 + 4 * 3) / 100
+    assert scores.kappa == pytest.approx(100 * (0.8 - chance) / (1 - chance))
+    assert scores.per_class == pytest.approx({1: 75.0, 2: 100.0, 3: 75.0})
+    assert scores.precision == pytest.approx({1: 75.0, 2: 200 / 3, 3: 100.0})
+    assert scores.f1 == pytest.approx({1: 75.0, 2: 80.0, 3: 600 / 7})
+
+
+def test_rows_follow_the_given_order_of_classes() -> None:
+    scores = score(np.array([7, 7, 3]), np.array([7, 3, 3]), [7, 3])
+    assert scores.confusion.tolist() == [[1, 1], [0, 1]]
+
+
+def test_absent_class_leaves_the_average() -> None:
+    scores = score(np.array([1, 1, 2, 2]), np.array([1, 9, 2, 2]), [1, 2, 9])
+    assert scores.absent == (9,)
+    assert math.isnan(scores.per_class[9]) and math.isnan(scores.f1[9])
+    assert scores.precision[9] == 0.0
+    assert scores.aa == pytest.approx(75.0)
+    assert scores.to_dict()["per_class"]["9"] is None
+
+
+def test_nodata_and_foreign_predictions_are_wrong() -> None:
+    true = np.array([1, 1, 2, 2])
+    scores = score(true, np.array([1, 0, 2, 77]), [1, 2])
+    assert scores.unclassified == 2
+    assert scores.oa == pytest.approx(50.0)
+    assert scores.per_class == pytest.approx({1: 50.0, 2: 50.0})
+    assert scores.confusion.sum() == 2
+    chance = (2 * 1 + 2 * 1) / 16
+    assert scores.kappa == pytest.approx(100 * (0.5 - chance) / (1 - chance))
+
+
+@pytest.mark.parametrize(("predicted", "oa"), [([5, 5, 5], 100.0), ([0, 0, 0], 0.0), ([5, 5, 0], 200 / 3)])
+def test_kappa_of_a_single_class_is_zero(predicted: list[int], oa: float) -> None:
+    scores = score(np.array([5, 5, 5]), np.array(predicted), [5])
+    assert scores.kappa == 0.0
+    assert scores.oa == pytest.approx(oa)
+
+
+def test_single_pixel_class_of_many() -> None:
+    assert score(np.array([2]), np.array([2]), [1, 2]).kappa == 0.0
+
+
+labels = st.integers(1, 200).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.integers(1, 5), min_size=n, max_size=n),
+        st.lists(st.integers(0, 6), min_size=n, max_size=n),
+    )
+)
+
+
+@given(labels)
+def test_plain_definitions(pair: tuple[list[int], list[int]]) -> None:
+    true, predicted = map(np.array, pair)
+    classes = [1, 2, 3, 4, 5]
+    scores = score(true, predicted, classes)
+    assert scores.oa == pytest.approx(100 * np.mean(true == predicted))
+    present = [c for c in classes if (true == c).any()]
+    assert scores.aa == pytest.approx(np.mean([100 * np.mean(predicted[true == c] == c) for c in present]))
+    assert set(present) | set(scores.absent) == set(classes)
+    assert -100.0 <= scores.kappa <= 100.0
+    assert scores.confusion.sum() + scores.unclassified == true.size
+    json.dumps(scores.to_dict(), allow_nan=False)
+
+
+def test_summary_of_runs() -> None:
+    true = np.array([1, 1, 2, 2])
+    runs = [score(true, np.array(p), [1, 2, 3]) for p in ([1, 1, 2, 2], [1, 2, 2, 2], [1, 2, 1, 2])]
+    summary = summarise(runs)
+    assert summary["oa_mean"] == pytest.approx(75.0)
+    assert summary["oa_sd"] == pytest.approx(25.0)  # sample, not population
+    assert summary["seeds"] == 3
+    assert summary["per_class"] == {1: pytest.approx(200 / 3), 2: pytest.approx(250 / 3), 3: None}
+    json.dumps(summary)
+
+
+def test_one_run_has_no_spread() -> None:
+    summary = summarise([score(np.array([1, 2]), np.array([1, 2]), [1, 2])])
+    assert summary["oa_sd"] is None and summary["kappa_mean"] == 100.0
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(UsageError, match="one length"):
+        score(np.array([1, 2]), np.array([1]), [1, 2])
+    with pytest.raises(InputDataError, match="no test pixel"):
+        score(np.array([], int), np.array([], int), [1])
+    with pytest.raises(InputDataError, match=r"\[8\]"):
+        score(np.array([1, 8]), np.array([1, 1]), [1])
+    with pytest.raises(UsageError, match="distinct"):
+        score(np.array([1]), np.array([1]), [1, 0])
+    with pytest.raises(UsageError, match="at least one"):
+        summarise([])
