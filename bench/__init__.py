@@ -1,6 +1,6 @@
 """What is timed (as data), how, and the report; installed as ``fastdiffclip.bench``.
 
-``python -m bench`` works from a bare checkout too, in any environment that has torch: see :mod:`fastdiffclip.bench.checkout`.
+``python -m bench`` works from a bare checkout too, in any environment that has torch (see ``checkout.py``).
 """
 
 from __future__ import annotations

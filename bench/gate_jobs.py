@@ -35,9 +35,10 @@ def _step_error(setup: UmdSetup | FlcSetup, dtype: str) -> float:
         worst = max(worst, abs(found - expected) / abs(expected) if found == found else float("inf"))
         if dtype == "float32":
             for ours, theirs in zip(setup.engine.parameters(), setup.plain.model.parameters(), strict=True):
-                scale = theirs.grad.abs().max().clamp(min=1e-6)
+                assert ours.grad is not None and theirs.grad is not None
+                scale = float(theirs.grad.abs().max().clamp(min=1e-6))
                 # Gradients pass through more roundings than the loss: a tenth of their error counts.
-                worst = max(worst, 0.1 * float((ours.grad.cpu() - theirs.grad.cpu()).abs().max() / scale.cpu()))
+                worst = max(worst, 0.1 * float((ours.grad.cpu() - theirs.grad.cpu()).abs().max()) / scale)
     return worst
 
 

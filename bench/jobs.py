@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +47,7 @@ def jobs(case: Case, sizes: Mapping[str, int], device: torch.device, variants: l
             found = Jobs(Work(bytes=2 * pixels.nbytes))
             calls = {"engine": lambda: read_blocks(scene), "plain": lambda: read_plain(scene)}
             for variant in variants:
-                found.add(variant, lambda impl=variant[0]: calls[impl])  # type: ignore[misc]
+                found.add(variant, functools.partial(calls.__getitem__, variant[0]))
             yield found
     elif case.name == "window_gather":
         yield _window_gather(sizes, variants)
@@ -87,7 +88,7 @@ def _step(case: Case, sizes: Sizes, device: torch.device, variants: list[Variant
     found = Jobs(Work(flops * batch, parameter_bytes(pair.engine) + batch * pixels))
     for impl, dtype in variants:
         maker = _plain_step if impl == "plain" else _engine_step
-        found.add((impl, dtype), lambda m=maker, d=dtype: m(make, sizes, device, d))  # type: ignore[misc]
+        found.add((impl, dtype), functools.partial(maker, make, sizes, device, dtype))
     return found
 
 
@@ -131,7 +132,7 @@ class PredictSetup:
 
     scene: Scene
     classifier: Classifier
-    plain: plain.PlainFlc
+    slow: plain.PlainFlc
     folder: Path
 
     def engine(self) -> Any:
@@ -145,9 +146,7 @@ class PredictSetup:
         from fastdiffclip.infer.raster import write_class_map
 
         scenes, centres = self._cubes()
-        best = (
-            plain.PlainFlc(self.plain.model, scenes, self.plain.tokens, self.plain.end).predict(centres).argmax(axis=1)
-        )
+        best = replace(self.slow, scenes=scenes).predict(centres).argmax(axis=1)
         class_map = np.zeros((self.scene.height, self.scene.width), np.uint8)
         class_map[centres[:, 1], centres[:, 2]] = np.array([c.value for c in self.classifier.classes])[best]
         write_class_map(
@@ -162,7 +161,7 @@ class PredictSetup:
     def plain_probabilities(self) -> np.ndarray:
         """``(n, K)`` of the valid pixels, row by row."""
         scenes, centres = self._cubes()
-        return plain.PlainFlc(self.plain.model, scenes, self.plain.tokens, self.plain.end).predict(centres)
+        return replace(self.slow, scenes=scenes).predict(centres)
 
     def engine_probabilities(self) -> np.ndarray:
         """The same of the engine."""
@@ -296,5 +295,5 @@ def _window_gather(sizes: Mapping[str, int], variants: list[Variant]) -> Jobs:
     }
     found = Jobs(Work(bytes=6 * values))
     for variant in variants:
-        found.add(variant, lambda impl=variant[0]: calls[impl])  # type: ignore[misc]
+        found.add(variant, functools.partial(calls.__getitem__, variant[0]))
     return found

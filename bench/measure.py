@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -48,6 +49,7 @@ def time_calls(
         device: where they compute; on CUDA the last-level cache is emptied before each repeat.
         seconds: time to spend on each call, ``fewest`` repeats at least and ``most`` at most.
     """
+    gc.collect()
     peaks, samples, flush = {}, {}, _flush_buffer(device)
     for key, call in calls.items():
         call()
@@ -89,7 +91,6 @@ def peak_of(call: Callable[[], Any], device: torch.device) -> float | None:
 
     On CUDA from torch's allocator. On a CPU the high-water mark of the resident set, which Linux lets a process reset.
     """
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -106,13 +107,9 @@ def _reset_high_water() -> int | None:
     """Give freed memory back, reset the high-water mark; returns the resident set in KiB."""
     if platform.system() != "Linux":
         return None
-    try:
+    # Another C library than glibc keeps what it has: peaks then come out too low, never too high.
+    with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-    except (
-        AttributeError,
-        OSError,
-    ):  # another C library keeps what it has: peaks come out too low, never too high
-        pass
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status_kb("VmRSS")
@@ -128,7 +125,7 @@ def _status_kb(field: str) -> int:
 
 
 def describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
-    """What the figures were taken on, JSON-able: processor, device, threads, versions, commit. No paths, no host name."""
+    """What the figures were taken on, JSON-able: processor, device, threads, versions, commit. No paths."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",

@@ -89,10 +89,11 @@ def _visible_noise(case: Case, sizes: Mapping[str, int], device: torch.device, v
     moved = values * (scene.pixels.element_size() + dtype.itemsize) + batch * visible * 4
     jobs = Jobs(Work(bytes=moved, normals=values))
     draw = plain.torch_draw(window * window, visible, device)
+    every = torch.arange(len(scene.pixels), device=device)
+    normalised = reference.read_pixels(scene, every) if "plain" in dict(variants) else scene.pixels  # once, as a whole
 
     def eager() -> Any:
-        index = reference.pixel_indices(scene, centres, window)[0]
-        whole = reference.read_pixels(scene, index)
+        whole = normalised[reference.pixel_indices(scene, centres, window)[0]]
         ids, eps = draw(0, batch, scene.channels)
         return plain.take_tokens(plain.add_noise(whole, eps, schedule[times]), ids).to(dtype), ids.int()
 
@@ -109,8 +110,16 @@ def _visible_noise(case: Case, sizes: Mapping[str, int], device: torch.device, v
             out_dtype=dtype,
             impl=impl,
         )
-        jobs.add((impl, name), (lambda: eager) if impl == "plain" else (lambda op=op: op), probe=True)  # type: ignore[misc]
+        jobs.add((impl, name), functools.partial(_itself, eager if impl == "plain" else op), probe=True)
     return jobs
+
+
+def _itself(call: Callable[[], Any]) -> Callable[[], Any]:
+    return call
+
+
+def _attention(impl: str, leaves: list[Tensor], mode: str) -> Callable[[], Any]:
+    return backward(attention_call(impl), leaves, mode)
 
 
 def _masked_mse(case: Case, sizes: Mapping[str, int], device: torch.device, variants: list[Variant]) -> Jobs:
@@ -123,7 +132,7 @@ def _masked_mse(case: Case, sizes: Mapping[str, int], device: torch.device, vari
     jobs = Jobs(Work(bytes=prediction.numel() * (2 * dtype.itemsize + scene.pixels.element_size())))
     for impl, name in variants:
         op = functools.partial(masked_mse, scene=scene, centres=centres, ids=ids, window=sizes["P"], impl=impl)
-        jobs.add((impl, name), lambda op=op: backward(op, [prediction], case.mode), probe=True)  # type: ignore[misc]
+        jobs.add((impl, name), functools.partial(backward, op, [prediction], case.mode), probe=True)
     return jobs
 
 
@@ -142,7 +151,7 @@ def _contrastive(case: Case, sizes: Mapping[str, int], device: torch.device, var
     for impl, name in variants:
         op = functools.partial(_op_contrastive, labels=labels, impl=impl)
         call = functools.partial(eager, labels=labels) if impl == "plain" else op
-        jobs.add((impl, name), lambda call=call: backward(call, [image, text, scale], case.mode), probe=True)  # type: ignore[misc]
+        jobs.add((impl, name), functools.partial(backward, call, [image, text, scale], case.mode), probe=True)
     return jobs
 
 
@@ -183,5 +192,5 @@ def _short_attention(case: Case, sizes: Mapping[str, int], device: torch.device,
     tensors = 4 if passes == 1 else 12
     jobs = Jobs(Work(flops, tensors * leaves[0].numel() * dtype.itemsize))
     for impl, name in variants:
-        jobs.add((impl, name), lambda i=impl: backward(attention_call(i), leaves, case.mode), probe=True)  # type: ignore[misc]
+        jobs.add((impl, name), functools.partial(_attention, impl, leaves, case.mode), probe=True)
     return jobs

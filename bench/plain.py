@@ -210,7 +210,8 @@ def embed_texts(text: Any, tokens_NT: Tensor, end_N: Tensor) -> Tensor:
     for block in text.blocks:
         count, length, width = x.shape
         qkv = block.qkv(block.norm1(x)).view(count, length, 3, block.heads, width // block.heads)
-        x = x + block.out(attend(*qkv.unbind(2), causal=True).flatten(2))
+        q, k, v = qkv.unbind(2)
+        x = x + block.out(attend(q, k, v, causal=True).flatten(2))
         x = x + block.fc2(F.gelu(block.fc1(block.norm2(x))))
     x = x[torch.arange(len(x), device=x.device), end_N]
     embedded: Tensor = text.projection(text.final_norm(x))

@@ -29,7 +29,8 @@ def render(result: dict[str, Any]) -> str:
             ("case", "shape", "mode", "impl", "dtype", "median ms", "p20 to p80", "peak MiB", "x eager", "of floor"),
             [
                 (r["case"], r["shape"], r["mode"], r["impl"], r["dtype"], _number(r["median_ms"]),
-                 f"{_number(r['p20_ms'])} to {_number(r['p80_ms'])}", _number(r["peak_mb"]), _number(r["ratio_vs_eager"]),
+                 f"{_number(r['p20_ms'])} to {_number(r['p80_ms'])}", _number(r["peak_mb"]),
+                 _number(r["ratio_vs_eager"]),
                  "" if r["share_of_floor"] is None else f"{100 * r['share_of_floor']:.0f} %")
                 for r in result["rows"] if r["suite"] == suite
             ],
@@ -45,6 +46,11 @@ def render(result: dict[str, Any]) -> str:
     floors = ", ".join(f"{name} {rate / 1e9:.4g} G/s" for name, rate in result["floors"].items())
     parts.append(f"Measured rates: {floors or 'none'}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _error(verdict: dict[str, Any]) -> str:
+    error = "not a number or infinite" if verdict["error"] is None else f"{verdict['error']:.3g}"
+    return f"error {error}, allowed {verdict['bound']:.3g}"
 
 
 def compare_results(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -78,8 +84,8 @@ def _render_comparison(result: dict[str, Any]) -> str:
     table = _table(
         ("case", "shape", "mode", "impl", "dtype", "A ms", "B ms", "A / B", ""),
         [
-            (r["case"], r["shape"], r["mode"], r["impl"], r["dtype"], _number(r["median_ms_a"]), _number(r["median_ms_b"]),
-             _number(r["ratio"]), "" if r["distinct"] else "within noise")
+            (r["case"], r["shape"], r["mode"], r["impl"], r["dtype"], _number(r["median_ms_a"]),
+             _number(r["median_ms_b"]), _number(r["ratio"]), "" if r["distinct"] else "within noise")
             for r in result["rows"]
         ],
     )  # fmt: skip

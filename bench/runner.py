@@ -17,11 +17,11 @@ from fastdiffclip.bench.gate import Gate
 from fastdiffclip.bench.jobs import jobs
 from fastdiffclip.bench.measure import describe_machine, time_calls
 from fastdiffclip.bench.op_jobs import Jobs, Variant, op_jobs
-from fastdiffclip.bench.setups import SkipCase, named
+from fastdiffclip.bench.setups import SkipCase, named, without_paths
 from fastdiffclip.errors import InputDataError
 from fastdiffclip.runtime import Progress, resolve_device, set_threads, silent
 
-SECONDS = 2.0  # on the clock for each call of a full run; slow calls are repeated three times in any case
+SECONDS = 1.0  # on the clock for each call of a full run; slow calls are repeated three times in any case
 QUICK_SECONDS = 0.005
 
 
@@ -109,7 +109,7 @@ def _timed(
                 reasons |= {variant: f"the package {error.name} is not installed" for variant in admitted}
         skipped += [
             {"suite": case.suite, "case": case.name, "impl": impl, "mode": case.mode, "dtype": dtype,
-             "shape": named(sizes), "reason": reason}
+             "shape": named(sizes), "reason": without_paths(reason)}
             for (impl, dtype), reason in reasons.items()
         ]  # fmt: skip
     progress("bench", len(chosen), len(chosen), "")
@@ -137,7 +137,7 @@ def _admitted(case: Case, gate: Gate, reasons: dict[Variant, str]) -> list[Varia
             if verdict.green:
                 admitted.append((impl, dtype))
             else:
-                reasons[impl, dtype] = f"wrong result: error {verdict.error:.3g}, allowed {verdict.bound:.3g}"
+                reasons[impl, dtype] = f"the correctness gate is red: {verdict.why_red}"
     return admitted
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def flat_scene(
     device: torch.device,
     invalid: float = 0.0,
 ) -> FlatScene:
-    """Scenes of (height, width) ``sizes`` with random pixels, a share ``invalid`` of them invalid; the same each time."""
+    """Scenes of (height, width) ``sizes`` with random pixels, a share ``invalid`` of them invalid; always the same."""
     random = np.random.default_rng([channels, len(sizes)])
     counts = [height * width for height, width in sizes]
     total = sum(counts)
@@ -87,8 +88,8 @@ class Sizes:
     @classmethod
     def small(cls, **changes: Any) -> Sizes:
         """A shape that runs in milliseconds."""
-        return cls(**({"bands": (9, 1), "window": 5, "width": 32, "depth": 2, "decoder_depth": 1, "classes": 4,
-                       "umd_batch": 12, "flc_batch": 10, "side": 14} | changes))  # fmt: skip
+        small = cls((9, 1), 5, width=32, depth=2, decoder_depth=1, classes=4, umd_batch=12, flc_batch=10, side=14)
+        return replace(small, **changes)
 
     @property
     def channels(self) -> dict[str, int]:
@@ -220,6 +221,11 @@ def count_flops(call: Callable[[], Any]) -> float:
 def parameter_bytes(model: torch.nn.Module) -> float:
     """Bytes that one Adam step moves for the weights: weight and two moments read and written, gradient twice."""
     return 4.0 * 8 * sum(p.numel() for p in model.parameters())
+
+
+def without_paths(text: str) -> str:
+    """``text`` with file names in place of absolute paths: results are shared, the folders of a machine are not."""
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/:,;']+/)+(?=[^\s/])", "", text)
 
 
 def named(mapping: Mapping[str, int]) -> str:

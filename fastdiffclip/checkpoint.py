@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -24,6 +25,7 @@ from fastdiffclip.config import Config, build_config, dump_config
 from fastdiffclip.errors import InputDataError, ResourceError, UsageError
 from fastdiffclip.runtime import machine, versions
 
+logger = logging.getLogger(__name__)
 FORMAT = 1
 MODEL, CONFIG, MANIFEST, METRICS, LOG = (
     "model.safetensors",
@@ -33,6 +35,7 @@ MODEL, CONFIG, MANIFEST, METRICS, LOG = (
     "log.csv",
 )
 CHECKPOINTS, KEEP = "checkpoints", 2
+LOSSES = "losses"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,11 @@ def find_runs(scene_sha256: str | None, stage: str, root: Path = Path("runs")) -
     """Finished runs of ``stage`` on a scene under ``root``, newest first."""
     found = []
     for manifest_path in root.glob(f"**/{MANIFEST}"):
-        manifest = read_json(manifest_path)
+        try:
+            manifest = read_json(manifest_path)
+        except InputDataError as error:
+            logger.warning("a run is passed over: %s", error)
+            continue
         scenes = [scene.get("sha256") for scene in manifest.get("scenes", [])]
         if manifest.get("stage") == stage and (scene_sha256 is None or scene_sha256 in scenes):
             found.append((str(manifest.get("finished", "")), manifest_path.parent))
@@ -115,6 +122,8 @@ def unpack_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
         return load(data)
     except FileNotFoundError:
         raise InputDataError(f"{path} is missing; a run folder holds {MODEL}, {CONFIG} and {MANIFEST}") from None
+    except OSError as error:
+        raise InputDataError(f"{path} cannot be read: {error.strerror}") from None
     except SafetensorError as error:
         raise InputDataError(f"{path} is not a whole safetensors file: {error}") from None
 
@@ -127,11 +136,13 @@ def save_run(
     stage: str,
     seed: int,
     scenes: list[dict[str, Any]],
-    metrics: Mapping[str, Any],
+    losses: list[float],
+    identity: str,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write a finished run; returns its manifest. Checkpoints are removed once it stands."""
-    data = pack_tensors(tensors)
+    data = pack_tensors({**tensors, LOSSES: torch.tensor(losses, dtype=torch.float64)})
+    metrics = {"loss_first": losses[0], "loss_last": losses[-1], "steps": len(losses)}
     write_atomic(folder / MODEL, data)
     write_atomic(folder / CONFIG, dump_config(config).encode())
     write_json(folder / METRICS, metrics)
@@ -142,6 +153,7 @@ def save_run(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seed": seed,
         "scenes": scenes,
+        "fingerprint": identity,
         "sha256": {MODEL: hashlib.sha256(data).hexdigest()},
         "versions": versions(),
         "machine": machine(),
@@ -171,8 +183,8 @@ def load_run(folder: Path, stage: str) -> Run:
         )
     tensors = unpack_tensors(folder / MODEL, manifest.get("sha256", {}).get(MODEL))
     try:
-        config = build_config(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
+        config = build_config(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
+    except (OSError, ValueError, AttributeError, UsageError, yaml.YAMLError) as error:
         raise InputDataError(f"{folder / CONFIG} cannot be read: {error}") from None
     return Run(folder, config, tensors, manifest)
 
@@ -197,17 +209,37 @@ def latest_checkpoint(folder: Path, fingerprint: str) -> tuple[int, dict[str, Te
         UsageError: it was made with other settings or data than ``fingerprint`` stands for.
     """
     for path in sorted((folder / CHECKPOINTS).glob("*.json"), reverse=True):
-        meta = read_json(path)
         try:
+            meta = read_json(path)
             tensors = unpack_tensors(path.with_suffix(".safetensors"), meta.get("sha256", ""))
-        except InputDataError:
+        except InputDataError as error:
+            logger.warning("a checkpoint is passed over: %s", error)
             continue
-        if meta.get("fingerprint") != fingerprint:
-            raise UsageError(
-                f"{folder} was started with other settings, scenes or seed; resume with the same, or give another --out"
-            )
+        check_same(folder, meta.get("fingerprint"), fingerprint)
         return int(meta["step"]), tensors
     return None
+
+
+def finished_run(folder: Path, fingerprint: str) -> dict[str, Tensor] | None:
+    """The tensors of the finished run that ``folder`` holds, or None.
+
+    Raises:
+        UsageError: it was made with other settings or data than ``fingerprint`` stands for.
+        InputDataError: a file of it is damaged.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = read_json(folder / MANIFEST)
+    check_same(folder, manifest.get("fingerprint"), fingerprint)
+    return unpack_tensors(folder / MODEL, manifest.get("sha256", {}).get(MODEL))
+
+
+def check_same(folder: Path, found: Any, fingerprint: str) -> None:
+    """Raise :class:`UsageError` unless what a folder holds belongs to the run that asks for it."""
+    if found != fingerprint:
+        raise UsageError(
+            f"{folder} was started with other settings, scenes or seed; resume with the same, or give another --out"
+        )
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

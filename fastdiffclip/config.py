@@ -88,13 +88,12 @@ class FlcConfig(_Section):
     temperature: float = Field(0.07, gt=0, description="logit scale starts at 1 / temperature")
     max_logit_scale: float = Field(100.0, gt=0)
     encoder: Literal["finetune", "frozen"] = "finetune"
-    micro_batch: int = Field(0, ge=0)
 
 
 class Config(_Section):
     """Everything that a run depends on besides its data and seed."""
 
-    recipe: Literal["best", "paper", "demo", "custom"] = "best"
+    recipe: Literal["best", "paper", "demo", "custom"] = "custom"
     prepare: Literal["standard", "mnf"] = "standard"
     components: int = Field(30, ge=1, le=512, description="components that `mnf` keeps")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -107,24 +106,22 @@ class Config(_Section):
 def load_config(recipe: str = "best", file: Path | str | None = None, overrides: Iterable[str] = ()) -> Config:
     """Build the configuration from a recipe, then a YAML file, then ``key=value`` texts.
 
+    A file or text that sets ``recipe`` to a shipped one changes the recipe that the others are laid over.
+
     Raises:
         UsageError: an unknown recipe or key, or a value that does not fit; the message names the key.
     """
     if recipe not in RECIPES:
         raise UsageError(f"there is no recipe {recipe!r}{nearest(recipe, RECIPES)}; there is: {', '.join(RECIPES)}")
-    tree = _read_yaml(recipe_text(recipe), f"{recipe}.yaml")
+    changes: dict[str, Any] = {}
     if file is not None:
-        path = Path(file)
-        if not path.is_file():
-            raise UsageError(f"the configuration file {path} does not exist")
-        _merge(tree, _read_yaml(path.read_text(encoding="utf-8"), str(path)))
+        _merge(changes, _read_file(Path(file)))
     for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set takes key=value, for example umd.epochs=20; got {text!r}")
-        branch: dict[str, Any] = {}
-        _nest(branch, key.strip().split("."), yaml.safe_load(value))
-        _merge(tree, branch)
+        _merge(changes, _read_override(text))
+    base = changes.get("recipe", recipe)
+    base = base if base in RECIPES else recipe
+    tree = _read_yaml(recipe_text(base), f"{base}.yaml")
+    _merge(tree, changes)
     return build_config(tree)
 
 
@@ -168,10 +165,26 @@ def _read_yaml(text: str, where: str) -> dict[str, Any]:
     return tree
 
 
-def _nest(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[keys[-1]] = value
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return _read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise UsageError(f"the configuration file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the configuration file {path} cannot be read: {error}") from None
+
+
+def _read_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set takes key=value, for example umd.epochs=20; got {text!r}")
+    try:
+        branch: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UsageError(f"the value of --set {text!r} is not valid YAML") from None
+    for part in reversed(key.strip().split(".")):
+        branch = {part: branch}
+    return dict(branch)
 
 
 def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:

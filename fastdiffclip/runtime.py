@@ -35,8 +35,12 @@ def resolve_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"there is no device {name!r}; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"fastdiffclip does not run on the device {name!r}; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ResourceError(f"the device {name!r} was asked for, but torch finds no CUDA device; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ResourceError(f"there is no device {name!r}; torch finds {torch.cuda.device_count()} CUDA devices")
     return device
 
 
@@ -88,12 +92,16 @@ class Compute:
 
 
 def set_threads(count: int) -> int:
-    """Use ``count`` threads (0: as many as this process may run on) in torch and numba; returns the number."""
+    """Use ``count`` threads in torch and numba; returns the number.
+
+    0 takes ``OMP_NUM_THREADS`` where that is set, else as many as this process may run on.
+    """
     import torch
 
     if count < 0:
         raise UsageError(f"--threads must be 0 or more; got {count}")
-    count = count or len(os.sched_getaffinity(0))
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    count = count or (int(wanted) if wanted.isdecimal() else 0) or len(os.sched_getaffinity(0))
     torch.set_num_threads(count)
     if "numba" not in sys.modules:
         os.environ["NUMBA_NUM_THREADS"] = str(count)

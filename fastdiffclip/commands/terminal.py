@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fastdiffclip.runtime import Progress, silent
+
+WIDE = 200  # columns of a table that goes to a file or a pipe
+REFRESH_SECONDS = 0.1
 
 
 @contextmanager
@@ -21,10 +28,15 @@ def progress_bars() -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
+    note = TextColumn(
+        "{task.fields[note]}", style="dim", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+    )
     bars = Bars(
-        TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}", style="dim"), console=Console(stderr=True), transient=True,
+        TextColumn("{task.description:<10}", markup=False), BarColumn(24), MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True), note, console=Console(stderr=True), transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # lines for a pipe or a file stay out of the terminal
     )  # fmt: skip
     tasks: dict[str, Any] = {}
     shown: dict[str, float] = {}
@@ -32,7 +44,7 @@ def progress_bars() -> Iterator[Progress]:
     def show(task: str, done: int, total: int, note: str = "") -> None:
         if task not in tasks:
             tasks[task] = bars.add_task(task, total=total, note=note)
-        elif done < total and time.monotonic() - shown[task] < 0.1:
+        elif done < total and time.monotonic() - shown[task] < REFRESH_SECONDS:
             return
         shown[task] = time.monotonic()
         bars.update(tasks[task], completed=done, total=total, note=note)
@@ -44,30 +56,56 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def say(text: str = "") -> None:
-    """One line on stdout, at once."""
+    """One sentence on stdout, at once; in a terminal it breaks between words and keeps its indent."""
+    if sys.stdout.isatty():
+        indent = " " * (len(text) - len(text.lstrip()))
+        text = textwrap.fill(
+            text, shutil.get_terminal_size().columns, subsequent_indent=indent, drop_whitespace=True,
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
     print(text, flush=True)
 
 
+def warn(text: str) -> None:
+    """One warning on stderr."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def say_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on one line."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str), flush=True)
+    """One JSON object on one line; what JSON has no number for (NaN, infinity) is null."""
+    print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: int = 1) -> None:
-    """A table on stdout; columns from ``right`` on are aligned to the right."""
+    """A table on stdout; columns from ``right`` on are aligned to the right; without names there is no header."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=any(columns))
     for number, column in enumerate(columns):
         grid.add_column(column, justify="right" if number >= right else "left", overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    console = Console()
-    console.print(grid if console.is_terminal else grid, markup=False) if console.width >= 80 else Console(
-        width=100
-    ).print(grid)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
+    console = Console(width=width, markup=False, highlight=False, emoji=False, no_color=True)
+    with console.capture() as drawn:
+        console.print(grid)
+    lines = [line.rstrip() for line in drawn.get().splitlines()]
+    say(title)
+    print("\n".join(f"  {line}" if line else "" for line in lines), end="\n\n", flush=True)
 
 
 def figure(mean: float, deviation: float | None) -> str:

@@ -6,3 +6,21 @@ runner.py     many splits, our method and the baselines on the same pixels, one 
 report.py     one self-contained HTML page of a run; report_parts.py makes its tables, report_figures.py its
               pictures, report.css is its looks
 """
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _Evaluate(ModuleType):
+    """``fastdiffclip.evaluate`` is this package and, called, :func:`fastdiffclip.evaluate.runner.evaluate`."""
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        from fastdiffclip.evaluate.runner import evaluate
+
+        return evaluate(*args, **settings)
+
+
+sys.modules[__name__].__class__ = _Evaluate

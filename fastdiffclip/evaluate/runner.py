@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdiffclip.config import Config
+from fastdiffclip.config import Config, load_config
 from fastdiffclip.errors import UsageError, nearest
 from fastdiffclip.evaluate.baselines import centre_and_mean_features, predict_baseline, predict_linear
 from fastdiffclip.evaluate.metrics import Scores, score, summarise
 from fastdiffclip.infer.classifier import Classifier
+from fastdiffclip.infer.raster import replacing
 from fastdiffclip.runtime import Compute, Progress, memory_budget, open_folder, silent
 from fastdiffclip.scene.labelled import Labelled, labelled_pixels
 from fastdiffclip.scene.prepare import fit_front_end
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.splits import Split
 from fastdiffclip.scene.store import Scene
+from fastdiffclip.train.engine import fingerprint, settings_of, weights_digest
 from fastdiffclip.train.flc import FlcResult, Shots, class_prompts, frozen_features, new_classifier, train_flc
 from fastdiffclip.train.umd import UmdResult, train_umd
 
@@ -31,6 +33,7 @@ BASELINES = (*CLASSICAL, "linear", "clip")
 DEFAULT_BASELINES = (*CLASSICAL, "linear")
 OURS = "fastdiffclip"
 LINEAR_WINDOW = 5
+PART = 4096  # windows held at once, a multiple of every batch
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,13 @@ class Contest:
             source = self._source("mnf", LINEAR_WINDOW)
             windows = [self._named(source, part) for part in (split.train, split.test)]
             return predict_linear(windows[0], split.train_labels, windows[1])[0]
-        source = self._source("standard", self.config.model.window)
-        rows = [centre_and_mean_features(self._named(source, part))[features] for part in (split.train, split.test)]
+        rows = [self._rows(part, features) for part in (split.train, split.test)]
         return predict_baseline(method, rows[0], split.train_labels, rows[1], seed=seed)
+
+    def _rows(self, centres: np.ndarray, features: str) -> np.ndarray:
+        source = self._source("standard", self.config.model.window)
+        parts = [centre_and_mean_features(self._named(source, part))[features] for part in in_parts(centres)]
+        return np.concatenate(parts)
 
     def _source(self, kind: str, window: int) -> WindowSource:
         key = (kind, window)
@@ -151,30 +158,26 @@ class Contest:
 
     def _ours(self, split: Split, seed: int) -> np.ndarray:
         shots = self._shots(split, self.prompts)
-        if self.config.flc.encoder != "frozen":
+        if self.config.flc.encoder != "frozen" or self.umd is None:  # without pretraining each draw has its own encoder
             result = train_flc(self.scenes, shots, self.config, umd=self.umd, seed=seed, device=self.device)
             return predict_centres(result, self.scenes, split.test, self.device)
-        features = self._frozen(split.train)
+        features = self._frozen(self.umd, split.train)
         result = train_flc(
             self.scenes, shots, self.config, umd=self.umd, features=features, seed=seed, device=self.device
         )
         classifier = as_classifier(result, self.device)
-        return classifier.values(classifier.from_features(self._frozen(split.test)))
+        return classifier.values(classifier.from_features(self._frozen(self.umd, split.test)))
 
-    def _frozen(self, centres: np.ndarray) -> torch.Tensor:
+    def _frozen(self, umd: UmdResult, centres: np.ndarray) -> torch.Tensor:
         """Features of labelled pixels; the encoder is frozen, so they are computed once for all draws."""
         where = Compute.choose(self.device, self.config.precision)
         if self._features is None:
             everywhere, _ = self.labelled.centres()
-            front_end = (
-                self.umd.front_end
-                if self.umd
-                else fit_front_end(self.config.prepare, self.scenes, self.config.components)
-            )
-            model = new_classifier(front_end, self.config, self.umd, 0).to(where.device)
-            source = WindowSource(self.scenes, front_end, self.config.model.window, self.budget)
+            model = new_classifier(umd.front_end, self.config, umd, 0).to(where.device)
+            source = WindowSource(self.scenes, umd.front_end, self.config.model.window, self.budget)
             place = {tuple(centre): number for number, centre in enumerate(everywhere.tolist())}
-            self._features = place, frozen_features(model, source.windows(everywhere), where)
+            parts = [frozen_features(model, source.windows(part), where) for part in in_parts(everywhere)]
+            self._features = place, torch.cat(parts)
         place, values = self._features
         return values[torch.tensor([place[tuple(centre)] for centre in centres.tolist()], dtype=torch.int64)]
 
@@ -199,11 +202,13 @@ def predict_centres(
     """Class values of pixels ``(n, 3)`` (scene, row, column)."""
     classifier = as_classifier(result, device)
     source = WindowSource(scenes, result.front_end, result.config.model.window, memory_budget(result.config.memory_gib))
-    parts = [
-        classifier.values(classifier.probabilities(source.windows(centres[first : first + 4096])))
-        for first in range(0, len(centres), 4096)
-    ]
+    parts = [classifier.values(classifier.probabilities(source.windows(part))) for part in in_parts(centres)]
     return np.concatenate(parts)
+
+
+def in_parts(centres: np.ndarray) -> list[np.ndarray]:
+    """Centres in order, so many at a time that their windows fit in memory."""
+    return [centres[first : first + PART] for first in range(0, max(1, len(centres)), PART)]
 
 
 def held_out(result: FlcResult, scenes: Sequence[Scene], split: Split, device: str = "auto") -> Scores:
@@ -231,30 +236,39 @@ def evaluate(
     Args:
         scenes: opened scenes with labels.
         plan: what to run; config: settings of our method.
-        umd: a pretrained model; None pretrains one, or starts from random weights with ``pretrain=False``.
-        out: folder for ``scores.jsonl``, which ``resume`` goes on with.
+        umd: a pretrained model; None pretrains one (kept in ``out/umd``), or starts from random weights with
+            ``pretrain=False``.
+        out: folder for ``predictions.jsonl``, which ``resume`` goes on with; more shots, seeds and baselines may be
+            asked for then.
 
     Raises:
-        UsageError, InputDataError: see their messages.
+        UsageError: among others, ``out`` was started with other settings, scenes or pretraining.
+        InputDataError: see its message.
     """
     began = time.monotonic()
-    plan, config = plan or Plan(), config or Config()
+    plan, config = plan or Plan(), config or load_config()
     labelled = labelled_pixels(scenes, plan.classes)
-    if umd is None and pretrain:
-        umd = train_umd(scenes, config, seed=plan.first_seed, device=device, progress=progress)
+    seeds = range(plan.first_seed, plan.first_seed + plan.seeds)
+    splits = {
+        (k, s): labelled.split(plan.split, k, s, config.model.window, plan.on_short, plan.test_limit)
+        for k in plan.shots
+        for s in seeds
+    }
     contest = Contest(scenes, labelled, config, umd, plan.prompts, device)
+    if out is not None:
+        open_folder(out, resume)
+    if umd is None and pretrain:  # the long part, once labels, shots and prompts are known to be good
+        folder = None if out is None else out / "umd"
+        contest.umd = train_umd(
+            scenes, config, seed=plan.first_seed, out=folder, device=device, resume=resume, progress=progress
+        )
     values = [item.value for item in labelled.classes]
     result = Evaluation(scene_title(scenes), plan)
-    done, record = _journal(out, resume)
-    jobs = [
-        (k, s, m, f)
-        for k in plan.shots
-        for m, f in plan.entries()
-        for s in range(plan.first_seed, plan.first_seed + plan.seeds)
-    ]
+    done, record = _journal(out, _identity(scenes, plan, config, contest.umd))
+    jobs = [(k, s, m, f) for k in plan.shots for m, f in plan.entries() for s in seeds]
     for number, (shots, seed, method, features) in enumerate(jobs):
         key = json.dumps([plan.split, shots, seed, method, features])
-        split = labelled.split(plan.split, shots, seed, config.model.window, plan.on_short, plan.test_limit)
+        split = splits[shots, seed]
         result.split_report = split.report
         if key not in done:
             predicted = contest.run(method, features, split, seed)
@@ -277,22 +291,38 @@ def scene_title(scenes: Sequence[Scene]) -> str:
     return scenes[0].name if len(scenes) == 1 else f"{scenes[0].path.resolve().parent.name} ({len(scenes)} scenes)"
 
 
-def _journal(out: Path | None, resume: bool) -> tuple[dict[str, list[int]], Callable[[str, list[int]], None]]:
-    """Predictions already on disk, and how to add one."""
+def _identity(scenes: Sequence[Scene], plan: Plan, config: Config, umd: UmdResult | None) -> str:
+    """What predictions depend on besides split, shots, seed, method and features."""
+    start = None if umd is None else weights_digest(umd.model.encoder)
+    drawn = [plan.prompts, plan.on_short, plan.classes, plan.test_limit]
+    return fingerprint("evaluate", settings_of(config), drawn, [scene.sha256 for scene in scenes], start)
+
+
+def _journal(out: Path | None, identity: str) -> tuple[dict[str, list[int]], Callable[[str, list[int]], None]]:
+    """Predictions already on disk, and how to add one; the first line says what they depend on."""
     if out is None:
         return {}, lambda key, predicted: None
-    path = open_folder(out, resume) / "predictions.jsonl"
-    done: dict[str, list[int]] = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # the line that a kill cut short
-            done[entry["key"]] = entry["predicted"]
+    path = out / "predictions.jsonl"
+    lines = _whole_lines(path) or [{"fingerprint": identity}]
+    if lines[0].get("fingerprint") != identity:
+        raise UsageError(
+            f"{path} was made with other settings, scenes or pretraining; resume with the same, or give another --out"
+        )
+    with replacing(path) as temporary:  # anew, so that nothing is appended to a line that a kill cut short
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in lines), encoding="utf-8")
 
     def record(key: str, predicted: list[int]) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, "predicted": predicted}) + "\n")
 
-    return done, record
+    return {entry["key"]: entry["predicted"] for entry in lines[1:]}, record
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break  # the line that a kill cut short
+    return entries

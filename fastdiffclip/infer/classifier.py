@@ -48,7 +48,10 @@ class Classifier:
         front_end = FrontEnd.from_parts(*run.front_end_parts())
         weights = run.part("model")
         vocabulary = weights["text.token_embedding.weight"].shape[0]
-        model = LanguageClassifier(front_end.channels, run.config.model, vocabulary)
+        flc = run.config.flc
+        model = LanguageClassifier(
+            front_end.channels, run.config.model, vocabulary, flc.temperature, flc.max_logit_scale
+        )
         model.load_state_dict(weights)
         model.to(where.device).eval()
         classes = tuple(

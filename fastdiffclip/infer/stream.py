@@ -120,10 +120,6 @@ def predict(
             probabilities, blocks, height=scene.height, width=scene.width, classes=classifier.classes, **grid
         )
         files.append(Path(probabilities))
-    if not class_map.any():
-        raise InputDataError(
-            f"no pixel of {scene.path} is valid in every modality of the model; nothing can be classified"
-        )
     small = max(item.value for item in classifier.classes) < 256
     write_class_map(out, class_map.astype(np.uint8) if small else class_map, classes=classifier.classes, **grid)
     areas = class_areas(class_map, classifier.classes, **grid)
@@ -143,4 +139,8 @@ def _mapped(classifier: Classifier, scene: Scene, class_map: np.ndarray, progres
         best = np.where(np.isnan(block), -1.0, block).argmax(axis=0)
         class_map[row : row + block.shape[1]] = np.where(known, values[best], NODATA)
         row += block.shape[1]
+        if row == scene.height and not class_map.any():  # before the last block, so that no file is finished
+            raise InputDataError(
+                f"no pixel of {scene.path} is valid in every modality of the model; nothing can be classified"
+            )
         yield block

@@ -21,6 +21,8 @@ from fastdiffclip.errors import UsageError
 from fastdiffclip.kernels import short_attention
 
 logger = logging.getLogger(__name__)
+# What importing or calling a wheel built for another torch, CUDA or Python has been seen to raise.
+UNUSABLE = (ImportError, NotImplementedError, OSError, RuntimeError, AttributeError, TypeError, ValueError)
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -51,7 +53,7 @@ def xformers_unavailable(device_type: str) -> str:
     try:
         probe = torch.zeros(1, 8, 1, 16, device=device_type, dtype=torch.bfloat16)
         xformers_attention(probe, probe, probe)
-    except (ImportError, NotImplementedError, OSError, RuntimeError) as error:
+    except UNUSABLE as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
     return ""
 

@@ -44,10 +44,10 @@ class NoiseSchedule:
 
 
 def respaced(start: int, steps: int) -> list[int]:
-    """At most ``steps`` timesteps from ``start`` down to 0, evenly spaced, each once."""
-    if start <= 0:
-        return [0]
-    grid = torch.linspace(start, 0, max(2, min(steps, start + 1)), dtype=torch.float64).round().long().tolist()
+    """At most ``steps`` timesteps from ``start`` down to 0, evenly spaced, each once; a single one is ``start``."""
+    if start <= 0 or steps <= 1:
+        return [max(0, start)]
+    grid = torch.linspace(start, 0, min(steps, start + 1), dtype=torch.float64).round().long().tolist()
     return sorted(set(grid), reverse=True)
 
 

@@ -205,30 +205,31 @@ def _assign_scenes(table: Labelled, shots: int | None, rng: np.random.Generator)
     return result
 
 
-def _merit(counts: np.ndarray, need: np.ndarray, training: np.ndarray) -> tuple[int, int, int, int]:
-    """Rank an assignment: classes on both sides, those with shots, lone classes in training, balance."""
-    lone = (counts > 0).sum(axis=0) == 1
+def _merit(counts: np.ndarray, need: np.ndarray, training: np.ndarray) -> tuple[int, int, int]:
+    """Rank an assignment: classes on both sides, classes with their shots, balance of the sides."""
     pool = counts[training].sum(axis=0)
     both = (pool > 0) & (counts[~training].sum(axis=0) > 0)
     balance = abs(2 * int(training.sum()) - len(training))
-    return int(both.sum()), int((pool[~lone] >= need[~lone]).sum()), int((pool[lone] > 0).sum()), -balance
+    return int(both.sum()), int((pool >= need).sum()), -balance
 
 
 def _assign_once(counts: np.ndarray, need: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return one randomised greedy assignment (scenes,) bool: the rarest classes choose first."""
     scenes_of = (counts > 0).sum(axis=0)
     training, test = np.zeros(len(counts), bool), np.zeros(len(counts), bool)
-    # Shots of a class that has one scene must come from there: as a test scene it would lose what they reach.
-    training[(counts[:, scenes_of == 1] > 0).any(axis=1)] = True
+    # A class of one scene takes its shots from there: as a test scene it would lose what they reach.
+    lone = (counts[:, scenes_of == 1] > 0).sum(axis=1) > 0
     for k in np.lexsort([rng.random(len(need)), scenes_of]):
-        has = counts[:, k] > 0
         if scenes_of[k] == 1:
             continue
-        free = list(rng.permutation(np.flatnonzero(has & ~training & ~test)))
-        if not (has & test).any() and free and ((has & training).any() or len(free) > 1):
-            test[free.pop()] = True
-        while free and counts[training, k].sum() < need[k]:
-            training[free.pop()] = True
+        has = counts[:, k] > 0
+        free = rng.permutation(np.flatnonzero(has & ~training & ~test))
+        queue = free[np.argsort(lone[free], kind="stable")].tolist()
+        if not (has & test).any() and queue and ((has & training).any() or len(queue) > 1):
+            test[queue.pop(0)] = True
+        while queue and counts[training, k].sum() < need[k]:
+            training[queue.pop()] = True
+    training |= lone & ~test
     for scene in rng.permutation(np.flatnonzero(~training & ~test)):
         to_training = training.sum() < test.sum() or (training.sum() == test.sum() and rng.random() < 0.5)
         (training if to_training else test)[scene] = True

@@ -17,7 +17,7 @@ class Labelled:
     """Labels of several scenes, ready to be split.
 
     Attributes:
-        labels: per scene ``(H, W)`` uint16, 0 = unlabelled; the union of the official maps where there is no other.
+        labels: per scene ``(H, W)`` uint16, 0 = unlabelled; the map ``labels``, filled up from the official maps.
         train, test: the official maps, or None unless every scene has both.
         valid: per scene ``(H, W)`` bool, valid in every modality.
         classes: classes that occur, in the order of the class table.
@@ -92,9 +92,10 @@ def labelled_pixels(scenes: Sequence[Scene], classes: Sequence[int] | None = Non
         named = {name: scene.read_labels(name) for name in scene.label_maps}
         if classes is not None:
             named = {name: np.where(np.isin(values, list(classes)), values, 0) for name, values in named.items()}
-        empty = np.zeros(shape, np.uint16)
-        union = np.where(named.get("train", empty) > 0, named.get("train", empty), named.get("test", empty))
-        maps.append(named.get("labels", union).astype(np.uint16))
+        union = np.zeros(shape, np.uint16)
+        for name in ("labels", "train", "test"):
+            union = np.where(union > 0, union, named.get(name, union))
+        maps.append(union)
         train.append(named.get("train"))
         test.append(named.get("test"))
         usable = np.ones(shape, dtype=bool)

@@ -37,11 +37,11 @@ _READABLE_DTYPES = {*MODALITY_DTYPES, "bool", "int64"}
 
 
 def chunk_shape(height: int, width: int, bands: int, itemsize: int) -> tuple[int, int]:
-    """Return (rows, columns) of a chunk that holds all bands, about 2 MiB (1 to 4 where the scene is large
-    enough).
+    """Return (rows, columns) of a chunk that holds all bands, about 2 MiB.
 
-    Chunks divide the scene evenly, so little is spent on padding, and one row of chunks across the scene
-    stays near 128 MiB or below, which bounds the memory that writing in rows of chunks takes.
+    It is 1 to 4 MiB where the scene is large enough. Chunks divide the scene evenly, so little is spent
+    on padding, and one row of chunks across the scene stays near 128 MiB or below, which bounds the memory
+    that writing in rows of chunks takes.
     """
     pixels = max(1, _CHUNK_BYTES // (bands * itemsize))
     tallest = max(1, _BLOCK_BYTES // (width * bands * itemsize))

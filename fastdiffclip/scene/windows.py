@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,7 +90,7 @@ def gather_windows(
         _gather_numpy(modality, extents, centres, radius, out)
         return out
     arrays = (modality.pixels, modality.scale, modality.offset, modality.valid, extents, centres)
-    with _parallel:
+    with _parallel, _threads_as_torch():
         compiled(*(np.ascontiguousarray(a) for a in arrays), radius, out)
     return out
 
@@ -140,6 +142,28 @@ def gather_backend() -> tuple[str, str]:
     """Return ``(name, reason)``: ("numba", "") or ("numpy", why numba is not used). Compiles on first use."""
     compiled, reason = _compiled("uint16")
     return ("numba", "") if compiled else ("numpy", reason)
+
+
+@contextmanager
+def _threads_as_torch() -> Iterator[None]:
+    """Let numba use as many threads as torch, and torch keep its own number.
+
+    numba's OpenMP layer sets the number for the whole process when it starts; torch, meant to run on one thread
+    beside other processes, then spins on several and is a hundred times slower in small operations.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    import numba
+
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def _choose(impl: str | None, dtype: np.dtype) -> Callable[..., None] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import time
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastdiffclip import checkpoint
+from fastdiffclip.config import Config
 from fastdiffclip.errors import InputDataError
 from fastdiffclip.runtime import Progress, deferred_signals, silent
 
@@ -47,6 +49,20 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def settings_of(config: Config) -> dict[str, Any]:
+    """The settings that a result depends on: all but the memory budget."""
+    return config.model_dump(mode="json", exclude={"memory_gib"})
+
+
+def weights_digest(model: nn.Module) -> str:
+    """sha256 over names and numbers of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 @dataclass
 class Loop:
     """Optimiser steps with learning-rate schedule, log, checkpoints and resume.
@@ -72,15 +88,24 @@ class Loop:
     losses: list[float] = field(default_factory=list)
 
     def resume(self) -> int:
-        """Take up the newest checkpoint of the folder; returns the step to go on with."""
-        found = None if self.folder is None else checkpoint.latest_checkpoint(self.folder, self.identity)
+        """Take up the finished run or the newest checkpoint of the folder; returns the step to go on with."""
+        if self.folder is None:
+            return 0
+        finished = checkpoint.finished_run(self.folder, self.identity)
+        if finished is not None:
+            self._take(finished)
+            return self.total
+        found = checkpoint.latest_checkpoint(self.folder, self.identity)
         if found is None:
             return 0
         step, tensors = found
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
+        self._take(tensors)
         checkpoint.restore_optimiser(self.optimiser, tensors)
-        self.losses = tensors["losses"].tolist()
         return step
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        self.losses = tensors[checkpoint.LOSSES].tolist()
 
     def save(self, step: int) -> None:
         """Write a checkpoint from which :meth:`resume` goes on at ``step``."""
@@ -88,7 +113,7 @@ class Loop:
             return
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= checkpoint.optimiser_tensors(self.optimiser)
-        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        tensors[checkpoint.LOSSES] = torch.tensor(self.losses, dtype=torch.float64)
         checkpoint.save_checkpoint(self.folder, step, tensors, self.identity)
 
     def run(self, step_loss: Callable[[int], float], windows_per_step: int, first: int = 0) -> list[float]:
@@ -105,8 +130,8 @@ class Loop:
                 elapsed = time.monotonic() - began
                 rate = (step - first + 1) * windows_per_step / max(elapsed, 1e-9)
                 self.progress(self.stage, step + 1, self.total, f"loss {self.losses[-1]:.4f}  {rate:.0f} windows/s")
-                due = time.monotonic() - saved > CHECKPOINT_SECONDS or stop.signal is not None
-                if due and step + 1 < self.total:
+                due = time.monotonic() - saved > CHECKPOINT_SECONDS and step + 1 < self.total
+                if due or stop.signal is not None:
                     self.save(step + 1)
                     saved = time.monotonic()
                 where = f"; continue with --resume --out {self.folder}" if self.folder else ""
@@ -131,9 +156,10 @@ class Loop:
         """``log.csv``: step, learning rate, loss."""
         if self.folder is None:
             return
-        with open(self.folder / checkpoint.LOG, "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["step", "learning_rate", "loss"])
-            table.writerows(
-                [step, f"{self.learning_rate(step):.8g}", f"{loss:.8g}"] for step, loss in enumerate(self.losses)
-            )
+        text = io.StringIO(newline="")
+        table = csv.writer(text)
+        table.writerow(["step", "learning_rate", "loss"])
+        table.writerows(
+            [step, f"{self.learning_rate(step):.8g}", f"{loss:.8g}"] for step, loss in enumerate(self.losses)
+        )
+        checkpoint.write_atomic(self.folder / checkpoint.LOG, text.getvalue().encode())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastdiffclip import checkpoint
-from fastdiffclip.config import Config
+from fastdiffclip.config import Config, load_config
 from fastdiffclip.errors import InputDataError
 from fastdiffclip.kernels import contrastive, philox
 from fastdiffclip.kernels.reference import unit
@@ -27,7 +27,7 @@ from fastdiffclip.scene.prepare import FrontEnd, fit_front_end
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import ClassInfo, Scene
 from fastdiffclip.train.data import scene_records
-from fastdiffclip.train.engine import Loop, adam, fingerprint
+from fastdiffclip.train.engine import Loop, adam, fingerprint, settings_of, weights_digest
 from fastdiffclip.train.umd import UmdResult
 
 FEATURE_BATCH = 64
@@ -184,6 +184,8 @@ def check_fits(umd: UmdResult, config: Config) -> None:
     ]
     if umd.config.prepare != config.prepare:
         different.append(f"prepare {umd.config.prepare} there, {config.prepare} here")
+    elif config.prepare == "mnf" and umd.config.components != config.components:
+        different.append(f"components {umd.config.components} there, {config.components} here")
     if different:
         raise InputDataError(
             f"the UMD run {umd.folder or ''} does not fit: {'; '.join(different)}; give the same settings to both"
@@ -220,7 +222,7 @@ def train_flc(
     Raises:
         UsageError, InputDataError, ResourceError: see their messages.
     """
-    config = config or Config()
+    config = config or load_config()
     where = Compute.choose(device, config.precision)
     if umd is not None:
         check_fits(umd, config)
@@ -240,11 +242,14 @@ def train_flc(
         folder,
         fingerprint(
             "flc",
-            config.model_dump(),
+            settings_of(config),
             seed,
             [s.sha256 for s in scenes],
             shots.centres.tolist(),
+            shots.labels.tolist(),
+            [item.value for item in shots.classes],
             shots.prompts,
+            None if umd is None else weights_digest(umd.model.encoder),
         ),
         progress,
     )
@@ -252,7 +257,7 @@ def train_flc(
     model.eval()
     result = FlcResult(model, front_end, config, shots.classes, shots.prompts, step.text_embeddings(), losses, folder)
     if folder is not None:
-        _save(result, scenes, shots, seed, umd, extra or {})
+        _save(result, scenes, shots, seed, umd, loop.identity, extra or {})
     return result
 
 
@@ -277,6 +282,7 @@ def _save(
     shots: Shots,
     seed: int,
     umd: UmdResult | None,
+    identity: str,
     extra: dict[str, Any],
 ) -> None:
     assert result.folder is not None
@@ -294,8 +300,7 @@ def _save(
         "shots": [[*map(int, centre), int(label)] for centre, label in zip(shots.centres, shots.labels, strict=True)],
         **extra,
     }
-    metrics = {"loss_first": result.losses[0], "loss_last": result.losses[-1], "steps": len(result.losses)}
     checkpoint.save_run(
-        result.folder, tensors, result.config, stage="flc", seed=seed, scenes=scene_records(scenes), metrics=metrics,
-        extra=manifest,
+        result.folder, tensors, result.config, stage="flc", seed=seed, scenes=scene_records(scenes),
+        losses=result.losses, identity=identity, extra=manifest,
     )  # fmt: skip

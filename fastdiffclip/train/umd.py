@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdiffclip import checkpoint
-from fastdiffclip.config import Config
+from fastdiffclip.config import Config, load_config
 from fastdiffclip.kernels import masked_mse, philox, visible_noise
 from fastdiffclip.kernels.visible_noise import visible_count
 from fastdiffclip.model.diffusion import NoiseSchedule
@@ -21,7 +21,7 @@ from fastdiffclip.runtime import Compute, Progress, memory_budget, open_folder, 
 from fastdiffclip.scene.prepare import FrontEnd, fit_front_end
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.train.data import UmdData, scene_records, umd_data
-from fastdiffclip.train.engine import Loop, adam, fingerprint, slices
+from fastdiffclip.train.engine import Loop, adam, fingerprint, settings_of, slices
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,13 @@ def train_umd(
         seed: of weights, windows, masks, noise and order.
         out: folder of the run, written there; None leaves nothing on disk.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        resume: go on from the newest checkpoint in ``out``.
+        resume: go on from the newest checkpoint in ``out``; a finished run there is taken as it is.
         progress: see :data:`fastdiffclip.runtime.Progress`.
 
     Raises:
         UsageError, InputDataError, ResourceError: see their messages.
     """
-    config = config or Config()
+    config = config or load_config()
     where = Compute.choose(device, config.precision)
     folder = None if out is None else open_folder(Path(out), resume)
     front_end = fit_front_end(config.prepare, scenes, config.components)
@@ -160,26 +160,25 @@ def train_umd(
         total,
         lambda s: config.umd.lr * 0.5 * (1.0 + math.cos(math.pi * s / total)),
         folder,
-        fingerprint("umd", config.model_dump(), seed, [scene.sha256 for scene in scenes]),
+        fingerprint("umd", settings_of(config), seed, [scene.sha256 for scene in scenes]),
         progress,
     )
     losses = loop.run(step, step.batch, loop.resume() if resume else 0)
     result = UmdResult(model, front_end, config, losses, folder)
     if folder is not None:
-        save(result, scenes, seed)
+        save(result, scenes, seed, loop.identity)
     return result
 
 
-def save(result: UmdResult, scenes: Sequence[Scene], seed: int) -> None:
+def save(result: UmdResult, scenes: Sequence[Scene], seed: int, identity: str) -> None:
     """Write the finished run into its folder."""
     assert result.folder is not None
     tensors = {f"model.{name}": tensor for name, tensor in result.model.state_dict().items()}
     tensors |= {f"front_end.{name}": torch.from_numpy(array) for name, array in result.front_end.to_arrays().items()}
     extra: dict[str, Any] = {"front_end": result.front_end.to_meta()}
-    metrics = {"loss_first": result.losses[0], "loss_last": result.losses[-1], "steps": len(result.losses)}
     checkpoint.save_run(
-        result.folder, tensors, result.config, stage="umd", seed=seed, scenes=scene_records(scenes), metrics=metrics,
-        extra=extra,
+        result.folder, tensors, result.config, stage="umd", seed=seed, scenes=scene_records(scenes),
+        losses=result.losses, identity=identity, extra=extra,
     )  # fmt: skip
 
 
@@ -189,4 +188,4 @@ def load_umd(folder: Path) -> UmdResult:
     front_end = FrontEnd.from_parts(*run.front_end_parts())
     model = MaskDiffusion(front_end.channels, run.config.model)
     model.load_state_dict(run.part("model"))
-    return UmdResult(model, front_end, run.config, [], Path(folder))
+    return UmdResult(model, front_end, run.config, run.tensors[checkpoint.LOSSES].tolist(), Path(folder))

@@ -4,11 +4,11 @@
 
 #include <cstdint>
 
-#define FDC_ABI_VERSION 1
+#define FDC_ABI_VERSION 2
 #define FDC_EXPORT extern "C" __attribute__((visibility("default")))
 
 enum fdc_dtype : int32_t { FDC_UINT16 = 0, FDC_INT16 = 1, FDC_FLOAT16 = 2, FDC_BFLOAT16 = 3, FDC_FLOAT32 = 4 };
-enum fdc_isa : int32_t { FDC_BASELINE = 0, FDC_AVX2 = 1, FDC_AVX512 = 2 };
+enum fdc_isa : int32_t { FDC_BASELINE = 0, FDC_AVX2 = 1, FDC_AVX512 = 2, FDC_AVX512_BF16 = 3 };
 enum fdc_status : int64_t { FDC_OK = 0, FDC_NO_MEMORY = -1, FDC_NO_ISA = -2 };  // > 0: 1 + the row that is wrong
 
 struct fdc_visible_noise_args {
@@ -26,12 +26,34 @@ struct fdc_visible_noise_args {
     int32_t pixel_dtype, out_dtype, threads, isa;
 };
 
+struct fdc_strided {
+    const void* data;            // (batch, tokens, heads, head_dim) of dtype, the last axis contiguous
+    int64_t batch, token, head;  // strides in elements
+};
+
+struct fdc_short_attention_args {
+    fdc_strided q, k, v, grad_out;   // grad_out: backward only
+    const int64_t* lengths;          // (batch): how many keys of each sample count; null: all
+    void* out;                       // out of the forward: (batch, queries, heads, head_dim) of dtype
+    float* stats;                    // (batch, heads, queries, 2): largest score * log2 e, 1 / sum of weights; the
+                                     // forward writes it, the backward reads it
+    void *grad_q, *grad_k, *grad_v;  // out of the backward: shapes of q, k, v, contiguous
+    int64_t batch, heads, queries, keys, head_dim;
+    float scale;
+    int32_t dtype, threads, isa;
+};
+
 // Defined once per instruction set, in a namespace of its name.
 #define FDC_DECLARE(isa_name) \
-    namespace isa_name { int64_t visible_noise(const fdc_visible_noise_args& args); }
+    namespace isa_name { \
+    int64_t visible_noise(const fdc_visible_noise_args& args); \
+    int64_t short_attention_forward(const fdc_short_attention_args& args); \
+    int64_t short_attention_backward(const fdc_short_attention_args& args); \
+    }
 FDC_DECLARE(baseline)
 #if defined(__x86_64__)
 FDC_DECLARE(avx2)
 FDC_DECLARE(avx512)
+FDC_DECLARE(avx512_bf16)
 #endif
 #undef FDC_DECLARE

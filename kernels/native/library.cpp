@@ -7,8 +7,8 @@ int32_t best_isa() {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl"))
-        return FDC_AVX512;
-    if (__builtin_cpu_supports("avx2")) return FDC_AVX2;
+        return __builtin_cpu_supports("avx512bf16") ? FDC_AVX512_BF16 : FDC_AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return FDC_AVX2;
 #endif
     return FDC_BASELINE;
 }
@@ -30,6 +30,14 @@ int64_t first_bad_row(const fdc_visible_noise_args& a) {
 
 }  // namespace
 
+#if defined(__x86_64__)
+#define FDC_RUN(op, args) \
+    ((args).isa == FDC_AVX512_BF16 ? avx512_bf16::op(args) : (args).isa == FDC_AVX512 ? avx512::op(args) \
+     : (args).isa == FDC_AVX2 ? avx2::op(args) : baseline::op(args))
+#else
+#define FDC_RUN(op, args) baseline::op(args)
+#endif
+
 FDC_EXPORT int32_t fdc_abi_version() { return FDC_ABI_VERSION; }
 
 FDC_EXPORT int32_t fdc_best_isa() { return best_isa(); }
@@ -37,11 +45,15 @@ FDC_EXPORT int32_t fdc_best_isa() { return best_isa(); }
 FDC_EXPORT int64_t fdc_visible_noise(const fdc_visible_noise_args* args) {
     if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
     if (const int64_t bad = first_bad_row(*args)) return bad;
-    switch (args->isa) {
-#if defined(__x86_64__)
-        case FDC_AVX512: return avx512::visible_noise(*args);
-        case FDC_AVX2: return avx2::visible_noise(*args);
-#endif
-        default: return baseline::visible_noise(*args);
-    }
+    return FDC_RUN(visible_noise, *args);
+}
+
+FDC_EXPORT int64_t fdc_short_attention_forward(const fdc_short_attention_args* args) {
+    if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
+    return FDC_RUN(short_attention_forward, *args);
+}
+
+FDC_EXPORT int64_t fdc_short_attention_backward(const fdc_short_attention_args* args) {
+    if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
+    return FDC_RUN(short_attention_backward, *args);
 }

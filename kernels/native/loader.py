@@ -12,8 +12,8 @@ import torch  # noqa: F401  loaded first, so that the library shares torch's Ope
 
 from fastdiffclip.errors import ResourceError
 
-ABI_VERSION = 1
-ISAS = ("baseline", "avx2", "avx512")
+ABI_VERSION = 2
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 
 def _folders() -> Iterable[str]:

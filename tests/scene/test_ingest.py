@@ -190,6 +190,15 @@ def test_nodata_rules(tmp_path: Path) -> None:
     assert invalid(1.0, "plain") == [4, 1, 4]
 
 
+def test_scale_of_the_file_and_of_the_user(tmp_path: Path) -> None:
+    hsi = tiff(tmp_path / "hsi.tif", np.full((2, 2), 10, np.int16))
+    with rasterio.open(hsi, "r+") as dataset:
+        dataset.scales, dataset.offsets = (0.5,), (100.0,)
+    for factor, mean, overwrite in ((None, 105.0, False), (2.0, 20.0, True), ({"hsi": 0.5}, 5.0, True)):
+        run(tmp_path, hsi, scale=factor, overwrite=overwrite)
+        assert open_scene(tmp_path / "out.zarr").modalities["hsi"].mean == (mean,)
+
+
 def test_constant_bands_are_counted(tmp_path: Path) -> None:
     hsi = cube().astype(np.float64)
     hsi[..., 1] = 0.1
@@ -232,7 +241,8 @@ def test_wrong_bad_bands(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(("text", "expected"), [
     ("450\n550.5\n", (450.0, 550.5)),
     ("0.45\n2.5\n", (450.0, 2500.0)),
-    ("# nm\nwavelength\n99\n101\n", (99.0, 101.0)),    ("name;wavelength_nm\nb1;450\nb2;550\n", (450.0, 550.0)),
+    ("# nm\nwavelength\n99\n101\n", (99.0, 101.0)),
+    ("name;wavelength_nm\nb1;450\nb2;550\n", (450.0, 550.0)),
 ])  # fmt: skip
 def test_wavelengths(tmp_path: Path, text: str, expected: tuple[float, float]) -> None:
     (tmp_path / "w.txt").write_text(text)
@@ -308,7 +318,7 @@ def plots(tmp_path: Path, folder: str, names: list[str], bands: int = 2) -> str:
 
 def test_globs_make_scenes_matched_by_stem(tmp_path: Path) -> None:
     hsi = plots(tmp_path, "hsi", ["p1", "p2", "p10"])
-    lidar = plots(tmp_path, "chm", ["p10", "p2", "p1", "p99"], bands=1)
+    lidar = plots(tmp_path, "chm", ["p10", "p2", "p1", "p0"], bands=1)
     report = ingest(
         IngestRequest(
             [("hsi", hsi), ("lidar", lidar)],
@@ -322,7 +332,7 @@ def test_globs_make_scenes_matched_by_stem(tmp_path: Path) -> None:
     assert [int(s.read("hsi")[0, 0, 0]) for s in scenes] == [1, 2, 3]
     assert [int(s.read("lidar")[0, 0, 0]) for s in scenes] == [3, 2, 1]
     assert scenes[0].classes == scenes[2].classes and len(scenes[0].classes) == 6  # one table over all scenes
-    assert "lidar: 1 files belong to no modality hsi file and are not used: p99" in report.warnings[0]
+    assert "lidar: 1 files belong to no modality hsi file and are not used: p0" in report.warnings[0]
 
 
 def test_globs_without_a_common_stem_go_by_order(tmp_path: Path) -> None:

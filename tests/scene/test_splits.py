@@ -131,6 +131,19 @@ def test_class_of_one_scene_is_separated_within_it() -> None:
         assert 2 not in s.test[s.test_labels == 1, 0], "its scene is for training"
 
 
+@pytest.mark.parametrize("lone", [8, 15, 16])
+def test_scenes_of_lone_classes_are_for_training_where_others_can_be_tested(lone: int) -> None:
+    labels = [np.ones((20, 20), np.uint16) for _ in range(16)]
+    for value, a in enumerate(labels[:lone], start=2):
+        a[:, 12:] = value
+    for seed in range(4):
+        s = split("disjoint", labels, shots=3, seed=seed)
+        tested = set(s.test[s.test_labels == 1, 0].tolist())
+        assert not tested & set(s.train[s.train_labels == 1, 0].tolist())
+        assert tested == set(range(lone, 16)) if lone < 16 else len(tested) >= 1
+        assert len(set(s.test_labels.tolist())) == lone + 1
+
+
 def test_components_are_wholly_training_or_test_and_shots_are_spread_over_them() -> None:
     labels = np.zeros((60, 10), np.uint16)
     for top in range(0, 60, 10):

@@ -1,0 +1,163 @@
+// One register of floats of the instruction set that this translation unit is compiled for, and what the kernels do
+// with it. Everything is static: code for one instruction set must not serve another.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <utility>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#ifndef FDC_INLINE
+#define FDC_INLINE static inline __attribute__((always_inline))
+#endif
+
+#if defined(__AVX512F__)
+constexpr int VEC = 16;
+#elif defined(__AVX2__)
+constexpr int VEC = 8;
+#else
+constexpr int VEC = 4;
+#endif
+typedef float Vec __attribute__((vector_size(VEC * 4)));
+typedef int32_t Int __attribute__((vector_size(VEC * 4)));
+typedef uint32_t Word __attribute__((vector_size(VEC * 4)));
+typedef uint16_t Half __attribute__((vector_size(VEC * 2)));
+
+FDC_INLINE Vec splat(float x) { return x - Vec{}; }
+FDC_INLINE Vec load(const float* p) { Vec v; std::memcpy(&v, p, sizeof(v)); return v; }
+FDC_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
+FDC_INLINE Int lane_numbers() {
+    Int n = {};
+    for (int i = 0; i < VEC; ++i) n[i] = i;
+    return n;
+}
+
+#if defined(__AVX512F__)
+FDC_INLINE Vec fma(Vec a, Vec b, Vec c) { return Vec(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c))); }
+FDC_INLINE Vec larger(Vec a, Vec b) { return Vec(_mm512_maskz_max_ps(0xffff, __m512(a), __m512(b))); }
+#elif defined(__AVX2__)
+FDC_INLINE Vec fma(Vec a, Vec b, Vec c) { return Vec(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c))); }
+FDC_INLINE Vec larger(Vec a, Vec b) { return Vec(_mm256_max_ps(__m256(a), __m256(b))); }
+#else
+FDC_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+FDC_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+#endif
+
+// 2^x for x <= 0; 0 below 2^-126.
+FDC_INLINE Vec exp2_negative(Vec x) {
+#if defined(__AVX512F__)
+    const Vec n = Vec(_mm512_maskz_roundscale_ps(0xffff, __m512(x), 8));
+#else
+    x = larger(x, splat(-127.0f));
+    const Vec magic = splat(0x1.8p23f), n = (x + magic) - magic;  // rounds to the nearest integer
+#endif
+    const Vec f = x - n;
+    // Minimises the largest relative error on [-1/2, 1/2], p(0) = 1 held: 3e-9.
+    Vec p = splat(0.0001532646274426952f);
+    p = fma(p, f, splat(0.0013390806270763278f));
+    p = fma(p, f, splat(0.009618505835533142f));
+    p = fma(p, f, splat(0.05550359934568405f));
+    p = fma(p, f, splat(0.24022647738456726f));
+    p = fma(p, f, splat(0.6931471824645996f));
+    p = fma(p, f, splat(1.0f));
+#if defined(__AVX512F__)
+    return Vec(_mm512_maskz_scalef_ps(0xffff, __m512(p), __m512(n)));
+#else
+    const Int bits = Int(p) + (__builtin_convertvector(n, Int) << 23);
+    return Vec(Int(x >= -126.0f) & bits);
+#endif
+}
+
+// Lanes of a and b: lane i of the result is lane Index::of(i), counted on from a into b.
+template <class Index, int... I>
+FDC_INLINE Vec pick(Vec a, Vec b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, Index::of(I)...);
+#else
+    return __builtin_shuffle(a, b, Int{Index::of(I)...});
+#endif
+}
+template <class Index>
+FDC_INLINE Vec pick(Vec a, Vec b) { return pick<Index>(a, b, std::make_integer_sequence<int, VEC>()); }
+
+// Lower or upper halves of the blocks of `size` lanes of a, then those of b.
+template <int size, bool upper>
+struct Halves {
+    static constexpr int of(int i) { return i / (size / 2) * size + i % (size / 2) + (upper ? size / 2 : 0); }
+};
+// Lanes of the lower or upper half of a and b by turns.
+template <bool upper>
+struct Turns {
+    static constexpr int of(int i) { return i / 2 + i % 2 * VEC + (upper ? VEC / 2 : 0); }
+};
+
+struct Add { FDC_INLINE Vec of(Vec a, Vec b) { return a + b; } };
+struct Max { FDC_INLINE Vec of(Vec a, Vec b) { return larger(a, b); } };
+
+// LEFT registers whose blocks of `block` lanes belong to one sum each: blocks are halved and two registers become one,
+// until every block is one lane.
+template <class Op, int block, int LEFT>
+FDC_INLINE Vec fold_blocks(Vec* w) {
+    if constexpr (block == 1) {
+        return w[0];
+    } else {
+        constexpr int NEXT = LEFT > 1 ? LEFT / 2 : 1;
+#pragma GCC unroll 4
+        for (int i = 0; i < NEXT; ++i) {
+            const Vec a = w[LEFT > 1 ? 2 * i : 0], b = w[LEFT > 1 ? 2 * i + 1 : 0];
+            w[i] = Op::of(pick<Halves<block, false>>(a, b), pick<Halves<block, true>>(a, b));
+        }
+        return fold_blocks<Op, block / 2, NEXT>(w);
+    }
+}
+// out[i] = sum (or maximum) over the lanes of v[i].
+template <class Op, int N>
+FDC_INLINE void fold(const Vec (&v)[N], float* out) {
+    constexpr int PARTS = N <= 1 ? 1 : N <= 2 ? 2 : N <= 4 ? 4 : 8;
+    static_assert(N <= PARTS && PARTS <= VEC);
+    Vec w[PARTS];
+#pragma GCC unroll 8
+    for (int i = 0; i < PARTS; ++i) w[i] = v[i < N ? i : 0];
+    alignas(64) float x[VEC];
+    store(x, fold_blocks<Op, VEC, PARTS>(w));
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) out[i] = x[i];
+}
+
+// Rows become columns: afterwards lane j of v[i] is what lane i of v[j] was.
+FDC_INLINE void transpose(Vec* v) {
+#pragma GCC unroll 4
+    for (int stage = 1; stage < VEC; stage *= 2) {
+        Vec w[VEC];
+#pragma GCC unroll 8
+        for (int i = 0; i < VEC / 2; ++i) {
+            w[2 * i] = pick<Turns<false>>(v[i], v[i + VEC / 2]);
+            w[2 * i + 1] = pick<Turns<true>>(v[i], v[i + VEC / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < VEC; ++i) v[i] = w[i];
+    }
+}
+
+struct Fp32 {
+    using Stored = float;
+    FDC_INLINE Vec load(const float* p) { return ::load(p); }
+    FDC_INLINE void store(float* p, Vec v) { ::store(p, v); }
+};
+struct Bf16 {
+    using Stored = uint16_t;
+    FDC_INLINE Vec load(const uint16_t* p) {
+        Half h;
+        std::memcpy(&h, p, sizeof(h));
+        return Vec(__builtin_convertvector(h, Word) << 16);
+    }
+    FDC_INLINE void store(uint16_t* p, Vec v) {
+        const Word bits = Word(v), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        const Word is_nan = Word((bits & 0x7fffffff) > 0x7f800000);
+        const Half h = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), Half);
+        std::memcpy(p, &h, sizeof(h));
+    }
+};

@@ -1,0 +1,289 @@
+"""``short_attention``: one contract for every implementation, and what the native one promises beyond it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastdiffclip.errors import UsageError
+from fastdiffclip.kernels import dispatch, short_attention
+from fastdiffclip.kernels.native import loader
+from fastdiffclip.kernels.native import short_attention as native_attention
+from fastdiffclip.kernels.native.short_attention import backward, forward
+
+FOUND = dispatch.implementations("cpu")["short_attention"]
+native_only = pytest.mark.skipif(FOUND["native"] != "ok", reason=f"native: {FOUND['native']}")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(params=dispatch.IMPLEMENTATIONS)
+def impl(request) -> str:
+    found = FOUND.get(request.param, "not written")
+    if found != "ok":
+        pytest.skip(f"{request.param}: {found}")
+    return request.param
+
+
+def isas() -> list[str]:
+    return list(loader.ISAS[: loader.ISAS.index(loader.best_isa()) + 1]) if FOUND["native"] == "ok" else []
+
+
+def draw(batch, queries, keys, heads, width, dtype=torch.float32, seed=0, spread=1.0):
+    """q, k, v and a gradient of the output."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, n, heads, width) for n in (queries, keys, keys, queries)]
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return tuple((spread * x if i < 2 else x).to(dtype) for i, x in enumerate(tensors))
+
+
+def eager(q, k, v, lengths, scale):
+    """Materialised attention as one writes it, in the dtype of its arguments; float64 is the truth."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scores = q @ k.transpose(2, 3) * scale
+    if lengths is not None:
+        padding = torch.arange(k.shape[2]) >= lengths[:, None]
+        scores = scores.masked_fill(padding[:, None, None], float("-inf"))
+    return (torch.softmax(scores, dim=-1) @ v).transpose(1, 2)
+
+
+def results(run, q, k, v, g, *args):
+    """Output and gradients of q, k and v, in float64."""
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    out = run(*leaves, *args)
+    return [x.detach().double() for x in (out, *torch.autograd.grad(out, leaves, g.to(out.dtype)))]
+
+
+def assert_no_worse_than_eager(ours, q, k, v, g, lengths, scale):
+    """Largest error of each result against float64, at most eager's in the same dtype.
+
+    The allowance covers what a small sample leaves to chance: both errors are maxima of few roundings; half as much
+    again and four units in the last place of the largest number are below what any real defect costs.
+    """
+    truth = results(eager, *(x.double() for x in (q, k, v, g)), lengths, scale)
+    plain = results(eager, q, k, v, g, lengths, scale)
+    unit = 2.0**-8 if q.dtype == torch.bfloat16 else 2.0**-24
+    # Gradients are sums of terms as large as g . v, which may cancel to nothing.
+    size = 1 + max(float(x.abs().max()) for x in (q.double(), k.double(), v.double(), *truth))
+    for name, mine, other, exact in zip(("out", "q", "k", "v"), ours, plain, truth, strict=True):
+        error, allowed = float((mine - exact).abs().max()), float((other - exact).abs().max())
+        # What is stored in bfloat16 is rounded once by all; fp32 inside leaves only that.
+        floor = unit * (float(exact.abs().max()) / 2 if q.dtype == torch.bfloat16 else 4 * size)
+        assert error <= 1.5 * allowed + floor, f"{name}: error {error:.2e}, eager's {allowed:.2e}"
+
+
+SHAPES = [(16, 37, 37, 8, 16), (3, 122, 122, 8, 16), (2, 1, 122, 4, 16), (2, 5, 256, 2, 64), (1, 256, 3, 2, 8)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_error_is_at_most_that_of_eager(impl, dtype, shape):
+    q, k, v, g = draw(*shape, dtype)
+    scale = shape[-1] ** -0.5
+    ours = results(lambda *x: short_attention(*x, impl=impl), q, k, v, g)
+    assert_no_worse_than_eager(ours, q, k, v, g, None, scale)
+
+
+@native_only
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(4, 37, 37, 8, 16), (1, 61, 50, 2, 24)])
+def test_every_instruction_set(isa, dtype, shape):
+    q, k, v, g = draw(*shape, dtype)
+    lengths = torch.randint(1, shape[2] + 1, shape[:1], generator=torch.Generator().manual_seed(0))
+    out, stats = forward(q, k, v, lengths, 0.25, isa)
+    ours = [x.double() for x in (out, *backward(g, q, k, v, stats, lengths, 0.25, isa))]
+    assert_no_worse_than_eager(ours, q, k, v, g, lengths, 0.25)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    queries=st.integers(1, 70) | st.just(256),
+    keys=st.integers(1, 70) | st.just(256),
+    heads=st.integers(1, 3),
+    width=st.sampled_from(range(8, 65, 8)),
+    dtype=st.sampled_from(DTYPES),
+    masked=st.booleans(),
+    scale=st.none() | st.sampled_from([-0.3, 0.0, 1.0]),
+    seed=st.integers(0, 99),
+)
+@pytest.mark.parametrize("name", [name for name, state in FOUND.items() if state == "ok"])
+def test_any_shape(name, batch, queries, keys, heads, width, dtype, masked, scale, seed):
+    q, k, v, g = draw(batch, queries, keys, heads, width, dtype, seed)
+    lengths = None
+    if masked:
+        lengths = torch.randint(1, keys + 1, (batch,), generator=torch.Generator().manual_seed(seed))
+    ours = results(lambda *x: short_attention(*x, lengths=lengths, scale=scale, impl=name), q, k, v, g)
+    assert_no_worse_than_eager(ours, q, k, v, g, lengths, width**-0.5 if scale is None else scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
+def test_padding_tokens_have_no_influence(impl, dtype, index_dtype):
+    q, k, v, g = draw(4, 9, 20, 2, 16, dtype)
+    lengths = torch.tensor([20, 1, 17, 0], dtype=index_dtype)
+    clean = results(lambda *x: short_attention(*x, lengths=lengths, impl=impl), q, k, v, g)
+    for b, n in enumerate(lengths.tolist()):
+        k[b, n:], v[b, n:] = 1e4, -1e4
+    dirty = results(lambda *x: short_attention(*x, lengths=lengths, impl=impl), q, k, v, g)
+    assert all(map(torch.equal, clean, dirty))
+    out, grad_q, grad_k, grad_v = dirty
+    for b, n in enumerate(lengths.tolist()):
+        assert not grad_k[b, n:].any() and not grad_v[b, n:].any()
+        if n:
+            alone = results(
+                lambda *x: short_attention(*x, impl=impl), q[b:][:1], k[b:, :n][:1], v[b:, :n][:1], g[b:][:1]
+            )
+            tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+            for mine, other in zip((out[b], grad_q[b], grad_k[b, :n], grad_v[b, :n]), alone, strict=True):
+                torch.testing.assert_close(mine, other[0], rtol=tolerance, atol=tolerance)
+    assert not out[3].any() and not grad_q[3].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strided_views(impl, dtype):
+    """q, k and v as views of one projection, of heads before tokens, and with a last axis that is not contiguous."""
+    q, k, v, g = draw(2, 37, 37, 4, 16, dtype)
+    expected = results(lambda *x: short_attention(*x, impl=impl), q, k, v, g)
+    packed = torch.stack([q, k, v], dim=2).unbind(2)
+    swapped = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    awkward = [x.transpose(1, 3).contiguous().transpose(1, 3) for x in (q, k, v)]
+    grads = [g, torch.stack([g, g], dim=2)[:, :, 0], g.transpose(1, 3).contiguous().transpose(1, 3)]
+    for views, grad in zip((packed, swapped, awkward), grads, strict=True):
+        leaves = [x.detach().requires_grad_() for x in views]
+        out = short_attention(*leaves, impl=impl)
+        found = [out, *torch.autograd.grad(out, leaves, grad)]
+        for mine, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-5)
+    broadcast = g[:1, :1, :1, :1].expand_as(g)  # what sum().backward() hands over: strides of 0
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    out = short_attention(*leaves, impl=impl)
+    one, two = (torch.autograd.grad(out, leaves, x, retain_graph=True) for x in (broadcast, broadcast.clone()))
+    assert all(map(torch.equal, one, two))
+
+
+@pytest.mark.parametrize("spread", [1e-3, 30.0, 1e4])
+def test_softmax_is_safe(impl, spread):
+    q, k, v, g = draw(2, 37, 37, 2, 16, spread=spread)
+    ours = results(lambda *x: short_attention(*x, impl=impl), q, k, v, g)
+    assert all(bool(x.isfinite().all()) for x in ours)
+    if spread < 100:
+        exact = results(eager, *(x.double() for x in (q, k, v, g)), None, 0.25)
+        torch.testing.assert_close(ours[0], exact[0], rtol=0, atol=2e-6 * max(1.0, spread**2))
+
+
+def test_equals_scaled_dot_product_attention(impl):
+    q, k, v, _ = draw(2, 50, 122, 4, 16)
+    other = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    torch.testing.assert_close(short_attention(q, k, v, impl=impl), other, rtol=1e-5, atol=1e-5)
+
+
+@native_only
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_for_any_number_of_threads(dtype):
+    q, k, v, g = draw(5, 50, 61, 3, 16, dtype)
+    lengths = torch.tensor([61, 3, 0, 16, 17])
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(results(lambda *x: short_attention(*x, lengths=lengths, impl="native"), q, k, v, g))
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, found[0], found[1])) and all(map(torch.equal, found[0], found[2]))
+
+
+@native_only
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_for_any_batch_split(dtype):
+    q, k, v, g = draw(4, 37, 37, 2, 16, dtype)
+    whole = results(native_attention, q, k, v, g, None, 0.25)
+    parts = [
+        results(native_attention, *(x[rows] for x in (q, k, v, g)), None, 0.25) for rows in (slice(1), slice(1, 4))
+    ]
+    for i, mine in enumerate(whole):
+        assert torch.equal(mine, torch.cat([part[i] for part in parts]))
+
+
+@native_only
+def test_reads_and_writes_stay_inside():
+    """Rows of NaN around every operand: none may reach a result."""
+    for dtype in DTYPES:
+        for queries, keys, width in ((1, 1, 8), (37, 37, 24), (9, 17, 40)):
+            q, k, v, g = draw(2, queries, keys, 2, width, dtype)
+            plain = results(native_attention, q, k, v, g, None, 0.25)
+            framed = [torch.full((2, x.shape[1] + 2, 4, width + 16), float("nan"), dtype=dtype) for x in (q, k, v, g)]
+            views = [f[:, 1:-1, 1:3, 8:-8] for f in framed]
+            for view, x in zip(views, (q, k, v, g), strict=True):
+                view.copy_(x)
+            leaves = [x.requires_grad_() for x in (x.detach() for x in views[:3])]
+            out = native_attention(*leaves, None, 0.25)
+            found = [out, *torch.autograd.grad(out, leaves, views[3])]
+            assert all(torch.equal(a.double(), b) for a, b in zip(found, plain, strict=True))
+
+
+@native_only
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_opcheck(dtype, masked):
+    q, k, v, _ = draw(2, 5, 9, 2, 8, dtype)
+    lengths = torch.tensor([9, 4]) if masked else None
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    tolerance = dict(rtol=1e-4, atol=1e-4) if dtype == torch.float32 else dict(rtol=5e-2, atol=5e-2)
+    op = torch.ops.fastdiffclip.short_attention_cpu.default
+    torch.library.opcheck(op, (*leaves, lengths, 0.25), **tolerance)
+
+
+@native_only
+def test_compiles_without_a_graph_break():
+    q, k, v, g = draw(2, 11, 9, 2, 16)
+    run = torch.compile(lambda *x: 2 * native_attention(*x, None, 0.25), fullgraph=True, backend="aot_eager")
+    for mine, other in zip(
+        results(run, q, k, v, g), results(lambda *x: 2 * native_attention(*x, None, 0.25), q, k, v, g), strict=True
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
+
+
+@native_only
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((1, 3, 3, 1, 16), torch.float16, "takes float32 and bfloat16, not torch.float16"),
+        ((1, 3, 3, 1, 12), torch.float32, "takes head dimensions 8, 16, ... 64, not 12"),
+        ((1, 3, 3, 1, 72), torch.float32, "takes head dimensions 8, 16, ... 64, not 72"),
+        ((1, 3, 257, 1, 16), torch.float32, "takes 1 to 256 tokens, not 3 queries and 257 keys"),
+        ((1, 257, 3, 1, 16), torch.float32, "takes 1 to 256 tokens, not 257 queries and 3 keys"),
+    ],
+)
+def test_what_native_does_not_take(shape, dtype, reason, caplog):
+    q, k, v, _ = draw(*shape, dtype)
+    with pytest.raises(UsageError, match=reason):
+        short_attention(q, k, v, impl="native")
+    with caplog.at_level(logging.DEBUG, logger="fastdiffclip.kernels.dispatch"):
+        assert torch.equal(short_attention(q, k, v), short_attention(q, k, v, impl="reference"))
+    assert reason in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(q=torch.zeros(2, 3, 4)), r"q, k, v must be \(B, L, H, D\)"),
+        (dict(k=torch.zeros(2, 5, 2, 8)), "q, k, v must be"),
+        (dict(q=torch.zeros(1, 3, 2, 8)), "q, k, v must be"),
+        (dict(q=torch.zeros(2, 3, 1, 8)), "q, k, v must be"),
+        (dict(q=torch.zeros(2, 3, 2, 16)), "q, k, v must be"),
+        (dict(q=torch.zeros(2, 3, 2, 8, dtype=torch.bfloat16)), "q, k, v must share one floating dtype"),
+        (dict(lengths=torch.ones(3, dtype=torch.int64)), r"lengths must be an integer tensor of shape \(2,\)"),
+        (dict(lengths=torch.ones(2)), "lengths must be an integer tensor"),
+        (dict(q=torch.zeros(2, 3, 2, 8, device="meta")), "must be on one device"),
+    ],
+)
+def test_misuse_names_the_argument(change, message):
+    call = dict(q=torch.zeros(2, 3, 2, 8), k=torch.zeros(2, 4, 2, 8), v=torch.zeros(2, 4, 2, 8))
+    with pytest.raises(UsageError, match=message):
+        short_attention(**{**call, **change})
