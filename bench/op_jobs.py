@@ -119,7 +119,7 @@ def _itself(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _attention(impl: str, leaves: list[Tensor], mode: str) -> Callable[[], Any]:
-    return backward(attention_call(impl), leaves, mode)
+    return backward(attention_call(impl, leaves[0].device), leaves, mode)
 
 
 def _masked_mse(case: Case, sizes: Mapping[str, int], device: torch.device, variants: list[Variant]) -> Jobs:

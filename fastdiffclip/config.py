@@ -200,6 +200,9 @@ def _check_keys(tree: Mapping[str, Any], section: type[BaseModel], prefix: str) 
     for key, value in tree.items():
         path = f"{prefix}{key}"
         if path not in known:
+            while isinstance(value, Mapping) and value:  # the whole key says best what was meant
+                key, value = next(iter(value.items()))
+                path += f".{key}"
             raise UsageError(f"there is no setting {path!r}{nearest(path, _all_keys())}")
         annotation = known[path]
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -152,6 +152,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def require_free(out: Path, resume: bool) -> None:
+    """Raise :class:`UsageError` when the folder of a run holds files already and ``resume`` is false."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not resume:
+        raise UsageError(
+            f"the output folder {out} is not empty; give another --out, or --resume to continue the run in it"
+        )
+
+
 def open_folder(out: Path, resume: bool) -> Path:
     """Create the folder of a run.
 
@@ -159,10 +167,7 @@ def open_folder(out: Path, resume: bool) -> Path:
         UsageError: it holds files already and ``resume`` is false.
         ResourceError: it cannot be created.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not resume:
-        raise UsageError(
-            f"the output folder {out} is not empty; give another --out, or --resume to continue the run in it"
-        )
+    require_free(out, resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -48,7 +48,12 @@ def pick(
     Raises:
         UsageError: ``impl`` is unknown, not written for this op, or cannot run here; the reason is named.
     """
-    table, reasons = _OPS[op], dict(unsupported or {})
+    return _OPS[op][_choose(op, impl, device, tuple((unsupported or {}).items()))]
+
+
+@torch.compiler.assume_constant_result  # looking for a library and logging are nothing that a graph can hold
+def _choose(op: str, impl: str | None, device: torch.device, unsupported: tuple[tuple[str, str], ...]) -> str:
+    table, reasons = _OPS[op], dict(unsupported)
     if impl is not None:
         if impl not in table:
             raise UsageError(
@@ -57,14 +62,14 @@ def pick(
         reason = reasons.get(impl) or unavailable(impl, device)
         if reason:
             raise UsageError(f"{op}: implementation {impl!r} cannot be used: {reason}")
-        return table[impl]
+        return impl
     for name in ("triton", "native"):
         if name in table:
             reason = reasons.get(name) or unavailable(name, device)
             if not reason:
-                return table[name]
+                return name
             logger.debug("%s: %s not taken: %s", op, name, reason)
-    return table["reference"]
+    return "reference"
 
 
 def implementations(device: torch.device | str = "cpu") -> dict[str, dict[str, str]]:

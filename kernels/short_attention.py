@@ -9,9 +9,7 @@ from fastdiffclip.errors import UsageError
 from fastdiffclip.kernels import dispatch, native, reference
 from fastdiffclip.kernels.native.short_attention import DTYPE_CODES, HEAD_DIMS, MOST_TOKENS
 
-dispatch.register(
-    "short_attention", {"reference": reference.short_attention, "native": native.short_attention}
-)
+dispatch.register("short_attention", {"reference": reference.short_attention, "native": native.short_attention})
 
 
 def short_attention(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ from fastdiffclip.train.umd import UmdResult
 
 SEEDS = 5
 NOTE = "The demo pretrains for a short while (configs/demo.yaml); the recipes best and paper train longer."
+
+
+def free_folder() -> Path:
+    """``runs/demo``, or the first of ``runs/demo-2``, ``-3``, ... that holds nothing yet."""
+    for number in itertools.count(1):
+        folder = workflow.RUNS / ("demo" if number == 1 else f"demo-{number}")
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return folder
+    raise AssertionError("count() has no end")
 
 
 def run(out: Path, config: Config, shots: int | None, seed: int, device: str) -> dict[str, Any]:

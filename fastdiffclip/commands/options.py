@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from fastdiffclip.errors import UsageError
+from fastdiffclip.errors import ResourceError, UsageError
 
 SceneArg = Annotated[Path, typer.Argument(metavar="SCENE", help="A scene that ingest wrote.", show_default=False)]
 SceneArgs = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="[SCENE]...", help="Scenes, or a folder of scenes; none: the built-in scene.", show_default=False
+        metavar="SCENE", help="Scenes, or a folder of scenes; none: the built-in scene.", show_default=False
     ),
 ]
 Recipe = Annotated[
@@ -65,9 +68,28 @@ UmdOption = Annotated[
 ]
 
 
+class _PlainFlags:
+    """Says of a flag that it takes no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in found:
+            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = ""
+        return found
+
+
+class Command(_PlainFlags, TyperCommand):
+    """A command of ours."""
+
+
+class Group(_PlainFlags, TyperGroup):
+    """A group of commands of ours."""
+
+
 def examples(*lines: str) -> str:
     """The end of a help text: one command per line."""
-    return "\n\n".join(["[bold]Examples[/bold]", *(line.replace("[", r"\[") for line in lines)])
+    return "\n".join(["[bold]Examples[/bold]", *("$ " + line.replace("[", r"\[") for line in lines)])
 
 
 def pairs(values: list[str] | None, option: str) -> list[tuple[str, str]]:
@@ -116,3 +138,25 @@ def class_values(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--classes takes class values, for example 1,3,4; got {text!r}") from None
+
+
+def require_out(out: Path | None, resume: bool) -> None:
+    """Raise :class:`UsageError` for ``--resume`` without the folder that it goes on in."""
+    if resume and out is None:
+        raise UsageError("--resume goes on with the run in --out DIR; say which folder")
+
+
+def require_writable(files: Mapping[str, Path | None]) -> None:
+    """Raise :class:`UsageError` or :class:`ResourceError` now rather than after the work that the files are for."""
+    seen: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UsageError(f"{option} {path} is a folder; give the name of a file")
+        if path.resolve() in seen:
+            raise UsageError(f"{seen[path.resolve()]} and {option} both name {path}; give each its own file")
+        seen[path.resolve()] = option
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ResourceError(f"{option} {path} cannot be written: {folder} is no folder one may write in")

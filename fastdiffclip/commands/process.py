@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ class Signalled(KeyboardInterrupt):
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__()
         self.exit_code = 128 + number
-        self.word = "terminated" if number == signal.SIGTERM else "interrupted"
 
 
 def main(app: typer.Typer) -> int:
@@ -83,9 +82,9 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
 
 
 def _interrupted(stop: KeyboardInterrupt) -> int:
-    signalled = stop if isinstance(stop, Signalled) else Signalled()
-    print(f"{signalled.word}; {CLEAN}", file=sys.stderr)
-    return signalled.exit_code
+    code = stop.exit_code if isinstance(stop, Signalled) else 128 + signal.SIGINT
+    print(f"{_word(code)}; {CLEAN}", file=sys.stderr)
+    return code
 
 
 def _failed(error: Exception) -> int:
@@ -136,26 +135,29 @@ def _at(error: OSError) -> str:
 
 @contextmanager
 def keeping(stage: str, folder: Path, resumable: bool = True) -> Iterator[None]:
-    """Say what an interrupted command left in its folder; a folder that is still empty is removed."""
+    """Say what an interrupted command left in its folder; of folders made for it, empty ones are removed."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     except (KeyboardInterrupt, InterruptedRunError) as stop:
-        code = getattr(stop, "exit_code", 130)
-        word = "terminated" if code == 128 + signal.SIGTERM else "interrupted"
-        if _remove_empty(folder):
-            raise InterruptedRunError(f"{stage} was {word}; {CLEAN}", code) from None
-        left = f"continue with --resume --out {folder}" if resumable else f"what was finished lies in {folder}"
-        raise InterruptedRunError(f"{stage} was {word}; {left}", code) from None
+        _remove_empty(made)
+        if str(stop).endswith(continuation := f"continue with --resume --out {folder}"):
+            raise
+        left = continuation if resumable else f"what was finished lies in {folder}"
+        if not folder.is_dir() or not any(folder.iterdir()):
+            left = CLEAN
+        code = getattr(stop, "exit_code", 128 + signal.SIGINT)
+        raise InterruptedRunError(f"{stage} was {_word(code)}; {left}", code) from None
     except BaseException:
-        _remove_empty(folder)
+        _remove_empty(made)
         raise
 
 
-def _remove_empty(folder: Path) -> bool:
-    """Remove ``folder`` and the parent made for it where they are empty; returns whether nothing is left."""
-    if not folder.exists():
-        return True
-    if any(folder.iterdir()):
-        return False
-    folder.rmdir()
-    return True
+def _word(exit_code: int) -> str:
+    return "terminated" if exit_code == 128 + signal.SIGTERM else "interrupted"
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # it holds something, or never came to be
+            folder.rmdir()

@@ -12,6 +12,7 @@ from fastdiffclip.commands.options import Json, SceneArg
 from fastdiffclip.errors import InputDataError, UsageError
 
 scene_app = typer.Typer(
+    cls=options.Group,
     no_args_is_help=True,
     help="Look at a stored scene.",
     epilog=options.examples("fastdiffclip scene info scene.zarr", "fastdiffclip scene verify scene.zarr --json"),
@@ -33,14 +34,18 @@ def ingest(
     labels: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[train=|test=]FILE[:VAR]",
-            help="Label map, 0 = unlabelled; official maps by name.",
+            metavar="[MAP=]FILE[:VAR]",
+            help="Label map, 0 = unlabelled; MAP: labels, or train and test for official ones.",
             show_default=False,
         ),
     ] = None,
     classes: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Class table: value,name[,description][,colour].", show_default=False),
+        typer.Option(
+            metavar="CSV",
+            help="Class table with the columns value, name and, if you like, description, colour.",
+            show_default=False,
+        ),
     ] = None,
     valid: Annotated[
         list[str] | None,
@@ -89,7 +94,11 @@ def ingest(
         say_json({"scenes": report.scenes, "warnings": report.warnings, "lines": report.lines})
 
 
-@scene_app.command("info", epilog=options.examples("fastdiffclip scene info scene.zarr"))
+@scene_app.command(
+    "info",
+    cls=options.Command,
+    epilog=options.examples("fastdiffclip scene info scene.zarr", "fastdiffclip scene info scene.zarr --json"),
+)
 def scene_info(scene: SceneArg, json_: Json = False) -> None:
     """Size, modalities, wavelengths, grid and classes of a scene."""
     from fastdiffclip.commands import views
@@ -102,15 +111,15 @@ def scene_info(scene: SceneArg, json_: Json = False) -> None:
         say_json(summary)
 
 
-@scene_app.command("verify", epilog=options.examples("fastdiffclip scene verify scene.zarr"))
+@scene_app.command("verify", cls=options.Command, epilog=options.examples("fastdiffclip scene verify scene.zarr"))
 def scene_verify(scene: SceneArg, json_: Json = False) -> None:
     """Read every chunk of a scene against its checksums."""
-    from fastdiffclip.commands.terminal import say, say_json
+    from fastdiffclip.commands.terminal import say, say_json, size
     from fastdiffclip.scene.store import verify_scene
 
     report = verify_scene(scene)
     if report.ok:
-        say(f"{scene}: {report.chunks} chunks, {report.bytes / 2**20:.1f} MiB, all whole")
+        say(f"{scene}: {report.chunks} chunks, {size(report.bytes)}, all whole")
     if json_:
         say_json({"ok": report.ok, "chunks": report.chunks, "bytes": report.bytes, "problems": report.problems})
     if not report.ok:

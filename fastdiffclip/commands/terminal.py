@@ -56,14 +56,22 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def say(text: str = "") -> None:
-    """One sentence on stdout, at once; in a terminal it breaks between words and keeps its indent."""
-    if sys.stdout.isatty():
-        indent = " " * (len(text) - len(text.lstrip()))
-        text = textwrap.fill(
-            text, shutil.get_terminal_size().columns, subsequent_indent=indent, drop_whitespace=True,
-            break_long_words=False, break_on_hyphens=False,
-        )  # fmt: skip
-    print(text, flush=True)
+    """One line on stdout, at once; in a terminal it breaks between words and keeps its indent."""
+    print(_wrapped(text, " " * (len(text) - len(text.lstrip()))), flush=True)
+
+
+def facts(pairs: Mapping[str, str]) -> None:
+    """Aligned names and values on stdout."""
+    wide = max(map(len, pairs))
+    for name, value in pairs.items():
+        print(_wrapped(f"  {name:<{wide}}  {value}", " " * (wide + 4)), flush=True)
+
+
+def _wrapped(text: str, indent: str) -> str:
+    if not sys.stdout.isatty() or "\n" in text:
+        return text
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def warn(text: str) -> None:
@@ -89,12 +97,12 @@ def _plain(value: Any) -> Any:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: int = 1) -> None:
-    """A table on stdout; columns from ``right`` on are aligned to the right; without names there is no header."""
+    """A table on stdout; columns from ``right`` on are aligned to the right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=any(columns))
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, column in enumerate(columns):
         grid.add_column(column, justify="right" if number >= right else "left", overflow="fold")
     for row in rows:
@@ -106,6 +114,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], rig
     lines = [line.rstrip() for line in drawn.get().splitlines()]
     say(title)
     print("\n".join(f"  {line}" if line else "" for line in lines), end="\n\n", flush=True)
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them."""
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
+    power = min(max(count, 1).bit_length() // 10, len(units) - 1)
+    return f"{count} bytes" if power == 0 else f"{count / 1024**power:.1f} {units[power]}"
 
 
 def figure(mean: float, deviation: float | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdiffclip.commands.terminal import figure, say, table
+from fastdiffclip.commands.terminal import facts, figure, say, size, table
 
 if TYPE_CHECKING:
     from fastdiffclip.commands.workflow import Trained
@@ -23,44 +23,63 @@ LEAKS = "The random split leaks: windows of training and test pixels overlap. Co
 
 def show_scene(summary: Mapping[str, Any]) -> None:
     """Facts of a stored scene."""
-    say(
-        f"{summary['name']}: {summary['height']} x {summary['width']} pixels, "
-        f"{summary['bytes_on_disk'] / 2**20:.1f} MiB, {summary['path']}"
+    say(f"{summary['name']}  {summary['path']}")
+    labelled = [f"{pixels} pixels in '{name}'" for name, pixels in summary["label_maps"].items()]
+    facts(
+        {
+            "size": f"{summary['height']} x {summary['width']} pixels, {size(summary['bytes'])} on disk",
+            "grid": _grid(summary["crs_wkt"], summary["affine_transform"]),
+            "labelled": ", ".join(labelled) or "no label map",
+            "made from": ", ".join(dict.fromkeys(source["file"] for source in summary["sources"])) or "no file",
+        }
     )
-    crs = summary["crs_wkt"]
-    say(
-        f"CRS {crs.split(chr(34))[1] if crs and chr(34) in crs else 'none'}, "
-        f"transform {summary['affine_transform'] or 'none'}"
-    )
-    rows = []
-    for part in summary["modalities"]:
-        waves = part.get("wavelength_range")
-        spectrum = f"{waves[0]:.0f} to {waves[1]:.0f} nm" if waves else ""
-        rows.append(
-            [
-                part["name"],
-                str(part["bands"]),
-                part["dtype"],
-                f"{part['valid_percent']:.1f} %",
-                str(part["bad_bands"] or 0),
-                spectrum,
-            ]
-        )
-    table("Modalities", ["name", "bands", "stored as", "valid", "bad bands", "wavelengths"], rows)
+    say()
+    rows = [
+        [
+            part["name"],
+            part["dtype"],
+            str(part["bands"]),
+            str(part["bad_bands"]),
+            str(part["constant_bands"]),
+            f"{part['valid_percent']:.1f}",
+            _spectrum(part),
+        ]
+        for part in summary["modalities"]
+    ]
+    table("Modalities", ["name", "stored as", "bands", "bad", "constant", "valid %", "wavelengths"], rows, right=2)
     maps = summary["label_maps"]
     if summary["classes"]:
         rows = [
             [str(c["value"]), c["name"], *[str(c["pixels"].get(name, 0)) for name in maps]] for c in summary["classes"]
         ]
-        table("Classes", ["value", "name", *[f"pixels in {name}" for name in maps]], rows, right=2)
+        table("Classes", ["value", "name", *[f"pixels in '{name}'" for name in maps]], rows, right=2)
+
+
+def _grid(crs: str | None, transform: tuple[float, ...] | None) -> str:
+    name = crs.split('"')[1] if crs and '"' in crs else "no CRS"
+    if transform is None:
+        return f"{name}, no transform: rows and columns only"
+    a, b, c, d, e, f = transform[:6]
+    turned = ", rotated" if b or d else ""
+    return f"{name}, pixel {abs(a):.6g} x {abs(e):.6g}, upper-left corner ({c:.10g}, {f:.10g}){turned}"
+
+
+def _spectrum(part: Mapping[str, Any]) -> str:
+    waves = part["wavelength_range"]
+    return f"{waves[0]:.0f} to {waves[1]:.0f} {part['wavelength_unit']}" if waves else ""
 
 
 def show_plan(command: str, plan: Mapping[str, Any]) -> None:
-    """One line of what a training command is about to do."""
-    say(
-        f"{command}: "
-        + ", ".join(f"{key} {value}" for key, value in plan.items() if not isinstance(value, (list, dict)))
-    )
+    """What a training command is about to do."""
+    side = plan["window"]
+    work = f"{plan['windows']} windows of {side} x {side} pixels, {plan['steps']} steps"
+    what = f"{plan['pixels']} pixels" if "pixels" in plan else f"{plan['classes']} classes"
+    if "shots" in plan:
+        what += f", {plan['shots']} shots per class, split {plan['split']}"
+    settings = f"recipe {plan['recipe']}, front end {plan['prepare']}"
+    if "encoder" in plan:
+        settings += f", encoder {plan['encoder']}"
+    say(f"{command} on {plan['scenes']}: {what}; {work}; {settings}")
 
 
 def show_umd(result: UmdResult) -> dict[str, Any]:
@@ -73,12 +92,15 @@ def show_umd(result: UmdResult) -> dict[str, Any]:
 
 def show_trained(trained: Trained) -> dict[str, Any]:
     """The end of ``train-flc``: held-out figures, named by how they were found."""
+    if trained.split.report:
+        say("How training and test pixels were parted:")
     for line in trained.split.report:
         say(f"  {line}")
     summary = {"out": str(trained.result.folder), **trained.summary()}
     if trained.scores is None:
         say(f"No held-out figures: judged by {trained.judged_by}.")
     else:
+        say()
         show_scores(trained.scores, f"Held-out figures ({trained.judged_by})", trained.labelled.names)
         if trained.split.kind == "random":
             say(LEAKS)
@@ -90,12 +112,13 @@ def show_scores(scores: Scores, title: str, names: Mapping[int, str] | None = No
     """OA, AA, kappa and accuracies per class."""
     rows = [
         [
-            names.get(value, str(value)) if names else str(value),
+            str(value),
+            (names or {}).get(value, f"class {value}"),
             "no test pixels" if accuracy is None else f"{accuracy:.1f}",
         ]
         for value, accuracy in scores.per_class.items()
     ]
-    table(title, ["class", "accuracy %"], rows)
+    table(title, ["value", "class", "accuracy %"], rows, right=2)
     say(f"OA {scores.oa:.1f} %   AA {scores.aa:.1f} %   kappa {scores.kappa:.1f}")
     return scores.to_dict()
 
@@ -119,32 +142,32 @@ def show_evaluation(result: Evaluation, out: Path | None) -> dict[str, Any]:
     """The table of an evaluation; with ``out`` also as Markdown, CSV and JSON."""
     from fastdiffclip.evaluate.tables import write_tables
 
-    rows = result.rows()
-    title = f"{result.scene}, split {result.plan.split}, {result.plan.seeds} draws (mean ± sd, percent)"
+    rows, draws = result.rows(), result.plan.seeds
+    title = f"{result.scene}, split {result.plan.split}, " + (
+        f"{draws} draws (mean ± sd, percent)" if draws > 1 else "one draw (percent)"
+    )
     table(title, *evaluation_table(rows), right=3)
     notes = [*result.split_report, TRANSDUCTIVE, *([LEAKS] if result.plan.split == "random" else [])]
     for note in notes:
         say(f"  {note}")
-    say(f"{result.seconds:.0f} s")
     summary = {"rows": rows, "notes": notes, "seconds": round(result.seconds, 1)}
     if out is not None:
+        say()
         for path in write_tables(out, title, *evaluation_table(rows), summary):
             say(f"Written: {path}")
+        summary["out"] = str(out)
+    say(f"{result.seconds:.0f} s")
     return summary
 
 
 def show_prediction(result: Prediction, model: Path) -> dict[str, Any]:
     """The end of ``predict``: areas per class and files."""
+    placed = any(row["hectares"] is not None for row in result.areas)
     rows = [
-        [
-            row["name"],
-            str(row["pixels"]),
-            f"{row['share']:.1f}",
-            "" if row["hectares"] is None else f"{row['hectares']:.2f}",
-        ]
+        [row["name"], str(row["pixels"]), f"{row['share']:.1f}", *([f"{row['hectares']:.2f}"] if placed else [])]
         for row in result.areas
     ]
-    table(f"Predicted with {model}", ["class", "pixels", "share %", "hectares"], rows)
+    table(f"Predicted with {model}", ["class", "pixels", "share %", *(["hectares"] if placed else [])], rows)
     pixels = result.class_map.size
     say(
         f"{pixels} pixels in {result.seconds:.1f} s ({pixels / result.seconds:.0f} a second), "
@@ -164,42 +187,64 @@ def show_prediction(result: Prediction, model: Path) -> dict[str, Any]:
 
 def show_doctor() -> dict[str, Any]:
     """What this machine offers, what is used, and why the rest is not."""
-    from fastdiffclip import kernels
+    found = examine()
+    machine, versions = found["machine"], found["versions"]
+    say("Machine")
+    facts(
+        {
+            "system": machine["system"],
+            "processor": machine["processor"],
+            "cores": f"{machine['cores']} for this process",
+            "memory": f"{machine['memory_gib']} GiB",
+            "bfloat16": "in hardware" if machine["cpu_bf16"] else "not on this processor",
+            "CUDA": ", ".join(machine["cuda_devices"]) or "no device",
+        }
+    )
+    say()
+    say("What runs")
+    facts(
+        {
+            "device": f"{found['device']}, matrix products in {found['precision']}",
+            **{
+                f"{role} attention": f"{part['backend']}: {part['reason']}" for role, part in found["attention"].items()
+            },
+            "window gather": _state(found["window_gather"], "backend"),
+            "native library": _state(found["native_library"], "path"),
+            "xformers": found["xformers"],
+        }
+    )
+    say()
+    rows = [[op, impl, state] for op, states in found["kernels"].items() for impl, state in states.items()]
+    table("Ops", ["op", "implementation", "state"], rows, right=3)
+    say("Versions")
+    facts(versions)
+    return found
+
+
+def examine() -> dict[str, Any]:
+    """What ``doctor`` reports, JSON-able."""
+    from fastdiffclip import __version__, kernels
     from fastdiffclip.model.attention import choose, xformers_unavailable
     from fastdiffclip.runtime import Compute, machine, versions
     from fastdiffclip.scene.windows import gather_backend
 
-    where = Compute.choose()
-    found: dict[str, Any] = {
+    where, installed = Compute.choose(), versions()
+    attention = {role: choose("fastest", role, where.device) for role in ("encoder", "decoder")}
+    backend, why_not = gather_backend()
+    _, absent, path = kernels.native.status()
+    xformers = xformers_unavailable(where.device.type) or "ok"
+    return {
         "machine": machine(),
-        "versions": versions(),
+        "versions": {"fastdiffclip": __version__, **installed},
         "device": str(where.device),
-        "precision": str(where.precision),
+        "precision": str(where.precision).removeprefix("torch."),
+        "kernels": kernels.implementations(where.device),
+        "attention": {role: {"backend": name, "reason": reason} for role, (name, reason) in attention.items()},
+        "xformers": "not installed" if installed["xformers"] == "absent" else xformers,
+        "window_gather": {"backend": backend, "reason": why_not},
+        "native_library": {"path": None if absent else str(path), "reason": absent},
     }
-    found["kernels"] = kernels.implementations(where.device)
-    attention = {}
-    for role in ("encoder", "decoder"):
-        backend, reason = choose("fastest", role, where.device)
-        attention[role] = {"backend": backend, "reason": reason}
-    found["attention"] = attention
-    found["xformers"] = xformers_unavailable(where.device.type) or "ok"
-    found["window_gather"] = gather_backend()
-    present, reason, path = kernels.native.status()
-    found["native_library"] = str(path) if present else f"absent: {reason}"
 
-    table("Machine", ["", ""], [[key, str(value)] for key, value in found["machine"].items()], right=2)
-    table(
-        "Versions",
-        ["package", "version"],
-        [[key, value] for key, value in found["versions"].items()],
-        right=2,
-    )
-    rows = [[op, impl, state] for op, table_ in found["kernels"].items() for impl, state in table_.items()]
-    table("Kernels", ["op", "implementation", "state"], rows, right=3)
-    say(f"Runs on {found['device']} in {found['precision'].removeprefix('torch.')}.")
-    for role, part in attention.items():
-        say(f"Attention of the {role}: {part['backend']} ({part['reason']}).")
-    say(f"xformers: {found['xformers']}")
-    say(f"Native library: {found['native_library']}")
-    say(f"Window gather: {found['window_gather']}")
-    return found
+
+def _state(part: Mapping[str, Any], key: str) -> str:
+    return ": ".join(str(text) for text in (part[key] or "absent", part["reason"]) if text)

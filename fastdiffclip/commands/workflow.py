@@ -16,9 +16,10 @@ from fastdiffclip.evaluate.metrics import Scores, score
 from fastdiffclip.evaluate.runner import Evaluation, Plan, evaluate, held_out, predict_centres, scene_title
 from fastdiffclip.runtime import Progress
 from fastdiffclip.scene.labelled import Labelled, labelled_pixels
+from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.splits import Split
 from fastdiffclip.scene.store import Scene, open_scene
-from fastdiffclip.train.flc import FlcResult, Shots, check_fits, class_prompts, train_flc
+from fastdiffclip.train.flc import FlcResult, Shots, check_fits, class_prompts, train_flc, window_source
 from fastdiffclip.train.umd import UmdResult, load_umd, train_umd
 
 RUNS = Path("runs")
@@ -26,14 +27,14 @@ FOLDS = 10
 LEAVE_ONE_OUT = 20
 
 
-def open_scenes(paths: Sequence[Path], demo_seed: int = 0) -> list[Scene]:
-    """Open scenes; a folder of scenes stands for all of them, no path at all for the built-in scene.
+def open_scenes(paths: Sequence[Path], root: Path = RUNS) -> list[Scene]:
+    """Open scenes; a folder of scenes stands for all of them, no path at all for the built-in scene under ``root``.
 
     Raises:
         InputDataError: a path is no scene.
     """
     if not paths:
-        return [open_scene(builtin_scene(demo_seed))]
+        return [open_scene(builtin_scene(root))]
     found: list[Path] = []
     for path in paths:
         inside = sorted(path.glob("*.zarr")) if path.is_dir() and not (path / "zarr.json").exists() else []
@@ -41,14 +42,14 @@ def open_scenes(paths: Sequence[Path], demo_seed: int = 0) -> list[Scene]:
     return [open_scene(path) for path in found]
 
 
-def builtin_scene(seed: int = 0) -> Path:
-    """The built-in scene under ``runs/suburb``, made when it is not there yet."""
+def builtin_scene(root: Path = RUNS) -> Path:
+    """The built-in scene under ``root``/suburb, made when it is not there yet."""
     from fastdiffclip.scene.demo import write_demo
 
-    path = RUNS / "suburb" / f"suburb-{seed}.zarr"
+    path = root / "suburb" / "suburb-0.zarr"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_demo(path, seed)
+        write_demo(path, 0)
     return path
 
 
@@ -139,11 +140,13 @@ def train_classifier(
             "report": list(split.report),
         }
     }
+    source = window_source(scenes, config, umd)
     result = train_flc(
         scenes,
         chosen,
         config,
         umd=umd,
+        source=source,
         seed=seed,
         out=out,
         device=device,
@@ -152,10 +155,10 @@ def train_classifier(
         progress=progress,
     )
     if len(split.test):
-        scores: Scores | None = held_out(result, scenes, split, device)
+        scores: Scores | None = held_out(result, source, split, device)
         judged = f"{split.kind} split, {len(split.test)} test pixels"
     else:
-        scores, judged = _cross_validate(scenes, chosen, config, umd, seed, device, progress)
+        scores, judged = _cross_validate(scenes, source, chosen, config, umd, seed, device, progress)
     trained = Trained(result, split, scores, judged, labelled)
     if out is not None:
         path = out / checkpoint.METRICS
@@ -165,6 +168,7 @@ def train_classifier(
 
 def _cross_validate(
     scenes: Sequence[Scene],
+    source: WindowSource,
     shots: Shots,
     config: Config,
     umd: UmdResult | None,
@@ -182,8 +186,8 @@ def _cross_validate(
     for number in range(folds.max() + 1):
         inside = folds != number
         part = Shots(shots.centres[inside], shots.labels[inside], shots.classes, shots.prompts)
-        result = train_flc(scenes, part, config, umd=umd, seed=seed, device=device)
-        predicted[~inside] = predict_centres(result, scenes, shots.centres[~inside], device)
+        result = train_flc(scenes, part, config, umd=umd, source=source, seed=seed, device=device)
+        predicted[~inside] = predict_centres(result, source, shots.centres[~inside], device)
         progress("held-out", number + 1, int(folds.max()) + 1, "")
     name = "leaving one out" if one_out else f"{folds.max() + 1} folds of pixels (windows of neighbours overlap)"
     return score(shots.labels, predicted, [item.value for item in shots.classes]), name
@@ -244,7 +248,8 @@ def plan_flc(
     return {
         "scenes": scene_title(scenes), "classes": len(labelled.classes), "shots": "all" if shots is None else shots,
         "split": split, "windows": train, "steps": config.flc.epochs * -(-train // batch),
-        "window": config.model.window, "prepare": config.prepare, "encoder": config.flc.encoder, "recipe": config.recipe,
+        "window": config.model.window, "prepare": config.prepare, "encoder": config.flc.encoder,
+        "recipe": config.recipe,
     }  # fmt: skip
 
 
@@ -274,26 +279,27 @@ def evaluate_scenes(
     )
 
 
-def judge_map(map_path: Path, labels_spec: str) -> Scores:
-    """Scores of a finished map against a label raster on the same grid.
+def judge_map(map_path: Path, labels_spec: str) -> tuple[Scores, dict[int, str]]:
+    """Scores of a finished map against a label raster on the same grid, and the class names that the map knows.
 
     Raises:
-        InputDataError: the shapes differ, or the labels are empty.
+        InputDataError: the grids differ, or the labels are empty.
     """
     from fastdiffclip.infer.raster import read_class_map
+    from fastdiffclip.scene.georeference import Grid, require_same_grid
     from fastdiffclip.scene.labels import read_label_map
     from fastdiffclip.scene.readers import expand, open_raster
 
-    class_map = read_class_map(map_path).values
+    found = read_class_map(map_path)
     files, variable = expand(labels_spec)
-    labels = read_label_map(open_raster(files[0], variable))
-    if labels.shape != class_map.shape:
-        raise InputDataError(
-            f"{map_path} is {class_map.shape[0]} x {class_map.shape[1]} pixels, "
-            f"the labels are {labels.shape[0]} x {labels.shape[1]}; both must lie on one grid"
-        )
+    if len(files) != 1:
+        raise UsageError(f"{labels_spec} stands for {len(files)} files; a map is judged by one")
+    with open_raster(files[0], variable) as source:
+        labels = read_label_map(source)
+        grid = Grid("labels", files[0], source.height, source.width, source.crs_wkt, source.affine_transform)
+    require_same_grid([Grid("map", map_path, *found.values.shape, found.crs_wkt, found.affine_transform), grid])
     known = labels > 0
     if not known.any():
         raise InputDataError(f"{labels_spec} has no labelled pixel to judge the map by")
-    classes = sorted({int(v) for v in np.unique(labels[known])} | {int(v) for v in np.unique(class_map[class_map > 0])})
-    return score(labels[known].astype(np.int64), class_map[known].astype(np.int64), classes)
+    classes = sorted({*np.unique(labels[known]).tolist(), *np.unique(found.values[found.values > 0]).tolist()})
+    return score(labels[known].astype(np.int64), found.values[known].astype(np.int64), classes), found.names

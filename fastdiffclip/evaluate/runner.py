@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fastdiffclip.config import Config, load_config
 from fastdiffclip.errors import UsageError, nearest
@@ -25,7 +24,7 @@ from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.splits import Split
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.train.engine import fingerprint, settings_of, weights_digest
-from fastdiffclip.train.flc import FlcResult, Shots, class_prompts, frozen_features, new_classifier, train_flc
+from fastdiffclip.train.flc import FlcResult, Shots, class_prompts, train_flc, window_source
 from fastdiffclip.train.umd import UmdResult, train_umd
 
 CLASSICAL = ("svm", "extratrees", "1nn")
@@ -111,18 +110,13 @@ class Contest:
         prompts: str | None,
         device: str,
     ) -> None:
-        self.scenes, self.labelled, self.config, self.umd, self.device = (
-            list(scenes),
-            labelled,
-            config,
-            umd,
-            device,
-        )
+        self.scenes, self.labelled, self.umd = list(scenes), labelled, umd
+        self.config, self.device = config, device
         self.budget = memory_budget(config.memory_gib)
         self.prompts = class_prompts(scenes, labelled, prompts)
         self.plain_prompts = class_prompts(scenes, labelled, "p1")
         self._sources: dict[tuple[str, int], WindowSource] = {}
-        self._features: tuple[dict[tuple[int, ...], int], torch.Tensor] | None = None
+        self._windows: WindowSource | None = None
 
     def run(self, method: str, features: str, split: Split, seed: int) -> np.ndarray:
         """Class values that a method, trained on the split's shots, gives its test pixels."""
@@ -153,41 +147,23 @@ class Contest:
     def _named(source: WindowSource, centres: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(source.front_end.channels, source.windows(centres), strict=True))
 
-    def _shots(self, split: Split, prompts: Sequence[str]) -> Shots:
-        return Shots(split.train, split.train_labels, self.labelled.classes, tuple(prompts))
-
     def _ours(self, split: Split, seed: int) -> np.ndarray:
-        shots = self._shots(split, self.prompts)
-        if self.config.flc.encoder != "frozen" or self.umd is None:  # without pretraining each draw has its own encoder
-            result = train_flc(self.scenes, shots, self.config, umd=self.umd, seed=seed, device=self.device)
-            return predict_centres(result, self.scenes, split.test, self.device)
-        features = self._frozen(self.umd, split.train)
-        result = train_flc(
-            self.scenes, shots, self.config, umd=self.umd, features=features, seed=seed, device=self.device
-        )
-        classifier = as_classifier(result, self.device)
-        return classifier.values(classifier.from_features(self._frozen(self.umd, split.test)))
-
-    def _frozen(self, umd: UmdResult, centres: np.ndarray) -> torch.Tensor:
-        """Features of labelled pixels; the encoder is frozen, so they are computed once for all draws."""
-        where = Compute.choose(self.device, self.config.precision)
-        if self._features is None:
-            everywhere, _ = self.labelled.centres()
-            model = new_classifier(umd.front_end, self.config, umd, 0).to(where.device)
-            source = WindowSource(self.scenes, umd.front_end, self.config.model.window, self.budget)
-            place = {tuple(centre): number for number, centre in enumerate(everywhere.tolist())}
-            parts = [frozen_features(model, source.windows(part), where) for part in in_parts(everywhere)]
-            self._features = place, torch.cat(parts)
-        place, values = self._features
-        return values[torch.tensor([place[tuple(centre)] for centre in centres.tolist()], dtype=torch.int64)]
+        return self._train_and_predict(split, self.prompts, self.config, self.umd, seed)
 
     def _clip(self, split: Split, seed: int) -> np.ndarray:
         """Image and text towers from scratch, plain class names: what pretraining and prompts are compared with."""
         flc = self.config.flc.model_copy(update={"encoder": "finetune"})
         config = self.config.model_copy(update={"flc": flc})
-        shots = self._shots(split, self.plain_prompts)
-        result = train_flc(self.scenes, shots, config, umd=None, seed=seed, device=self.device)
-        return predict_centres(result, self.scenes, split.test, self.device)
+        return self._train_and_predict(split, self.plain_prompts, config, None, seed)
+
+    def _train_and_predict(
+        self, split: Split, prompts: Sequence[str], config: Config, umd: UmdResult | None, seed: int
+    ) -> np.ndarray:
+        if self._windows is None:
+            self._windows = window_source(self.scenes, self.config, self.umd)
+        shots = Shots(split.train, split.train_labels, self.labelled.classes, tuple(prompts))
+        result = train_flc(self.scenes, shots, config, umd=umd, source=self._windows, seed=seed, device=self.device)
+        return predict_centres(result, self._windows, split.test, self.device)
 
 
 def as_classifier(result: FlcResult, device: str = "auto") -> Classifier:
@@ -197,11 +173,10 @@ def as_classifier(result: FlcResult, device: str = "auto") -> Classifier:
 
 
 def predict_centres(
-    result: FlcResult, scenes: Sequence[Scene], centres: np.ndarray, device: str = "auto"
+    result: FlcResult, source: WindowSource, centres: np.ndarray, device: str = "auto"
 ) -> np.ndarray:
-    """Class values of pixels ``(n, 3)`` (scene, row, column)."""
+    """Class values of pixels ``(n, 3)`` (scene, row, column), their windows taken from ``source``."""
     classifier = as_classifier(result, device)
-    source = WindowSource(scenes, result.front_end, result.config.model.window, memory_budget(result.config.memory_gib))
     parts = [classifier.values(classifier.probabilities(source.windows(part))) for part in in_parts(centres)]
     return np.concatenate(parts)
 
@@ -211,9 +186,9 @@ def in_parts(centres: np.ndarray) -> list[np.ndarray]:
     return [centres[first : first + PART] for first in range(0, max(1, len(centres)), PART)]
 
 
-def held_out(result: FlcResult, scenes: Sequence[Scene], split: Split, device: str = "auto") -> Scores:
+def held_out(result: FlcResult, source: WindowSource, split: Split, device: str = "auto") -> Scores:
     """Figures of a trained model on the test pixels of its split."""
-    predicted = predict_centres(result, scenes, split.test, device)
+    predicted = predict_centres(result, source, split.test, device)
     return score(split.test_labels, predicted, [item.value for item in result.classes])
 
 

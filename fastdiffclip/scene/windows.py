@@ -90,7 +90,8 @@ def gather_windows(
         _gather_numpy(modality, extents, centres, radius, out)
         return out
     arrays = (modality.pixels, modality.scale, modality.offset, modality.valid, extents, centres)
-    with _parallel, _threads_as_torch():
+    with _parallel, _torch_threads_kept() as threads:
+        _use_threads(threads)
         compiled(*(np.ascontiguousarray(a) for a in arrays), radius, out)
     return out
 
@@ -145,25 +146,26 @@ def gather_backend() -> tuple[str, str]:
 
 
 @contextmanager
-def _threads_as_torch() -> Iterator[None]:
-    """Let numba use as many threads as torch, and torch keep its own number.
+def _torch_threads_kept() -> Iterator[int | None]:
+    """Yield torch's number of threads (None: not imported) and see that it stays.
 
     numba's OpenMP layer sets the number for the whole process when it starts; torch, meant to run on one thread
     beside other processes, then spins on several and is a hundred times slower in small operations.
     """
     torch = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
-    import numba
-
-    threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    threads = None if torch is None else torch.get_num_threads()
     try:
-        yield
+        yield threads
     finally:
-        if torch.get_num_threads() != threads:
+        if torch is not None and torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import numba
+
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
 
 
 def _choose(impl: str | None, dtype: np.dtype) -> Callable[..., None] | None:
@@ -183,7 +185,8 @@ def _compiled(dtype_name: str) -> tuple[Callable[..., None] | None, str]:
     if dtype_name not in _NUMBA_DTYPES:
         return None, f"numba reads no {dtype_name} on a CPU"
     try:
-        return compile_gather(np.dtype(dtype_name)), ""
+        with _torch_threads_kept():
+            return compile_gather(np.dtype(dtype_name)), ""
     except NumbaUnavailableError as error:
         logger.debug("windows are gathered by numpy: %s", error)
         return None, str(error)

@@ -198,7 +198,7 @@ def train_flc(
     config: Config | None = None,
     *,
     umd: UmdResult | None = None,
-    features: Tensor | None = None,
+    source: WindowSource | None = None,
     seed: int = 0,
     out: Path | None = None,
     device: str = "auto",
@@ -213,7 +213,7 @@ def train_flc(
         shots: labelled windows, classes and prompts.
         config: settings; None for the default recipe.
         umd: pretrained encoder and its front end; None starts from random weights.
-        features: ``(n, M * D)`` features of the shots, when the encoder is frozen and they are known already.
+        source: windows of the scenes through the front end of ``umd`` (or of the settings), when there is one already.
         seed: of weights and order.
         out: folder of the run; None leaves nothing on disk.
         device, resume, progress: as in :func:`fastdiffclip.train.umd.train_umd`.
@@ -227,9 +227,10 @@ def train_flc(
     if umd is not None:
         check_fits(umd, config)
     folder = None if out is None else open_folder(Path(out), resume)
-    front_end = umd.front_end if umd is not None else fit_front_end(config.prepare, scenes, config.components)
+    source = source or window_source(scenes, config, umd)
+    front_end = source.front_end
     model = new_classifier(front_end, config, umd, seed).to(where.device)
-    images = features if features is not None else _images(model, scenes, front_end, shots, config, where)
+    images = _images(model, source, shots, config, where)
     if config.flc.encoder == "frozen":
         model.encoder.requires_grad_(False)
     step = FlcStep(model, images, shots.indices(), shots.prompts, config, seed, where)
@@ -261,15 +262,15 @@ def train_flc(
     return result
 
 
+def window_source(scenes: Sequence[Scene], config: Config, umd: UmdResult | None) -> WindowSource:
+    """Windows of the scenes as the classifier sees them: through the front end of ``umd``, or a newly fitted one."""
+    front_end = umd.front_end if umd is not None else fit_front_end(config.prepare, scenes, config.components)
+    return WindowSource(scenes, front_end, config.model.window, memory_budget(config.memory_gib))
+
+
 def _images(
-    model: LanguageClassifier,
-    scenes: Sequence[Scene],
-    front_end: FrontEnd,
-    shots: Shots,
-    config: Config,
-    where: Compute,
+    model: LanguageClassifier, source: WindowSource, shots: Shots, config: Config, where: Compute
 ) -> list[Tensor] | Tensor:
-    source = WindowSource(scenes, front_end, config.model.window, memory_budget(config.memory_gib))
     windows = source.windows(shots.centres)
     if config.flc.encoder == "frozen":
         return frozen_features(model, windows, where)

@@ -35,8 +35,8 @@ struct fdc_short_attention_args {
     fdc_strided q, k, v, grad_out;   // grad_out: backward only
     const int64_t* lengths;          // (batch): how many keys of each sample count; null: all
     void* out;                       // out of the forward: (batch, queries, heads, head_dim) of dtype
-    float* stats;                    // (batch, heads, queries, 2): largest score * log2 e, 1 / sum of weights; the
-                                     // forward writes it, the backward reads it
+    float* stats;                    // (batch, heads, queries, 2): of each row the largest score and 1 / sum of
+                                     // weights; the forward writes it, the backward reads it
     void *grad_q, *grad_k, *grad_v;  // out of the backward: shapes of q, k, v, contiguous
     int64_t batch, heads, queries, keys, head_dim;
     float scale;

@@ -120,7 +120,8 @@ bool allocate(const Args& a, Job& job, bool backward) {
 }
 
 template <class T, int R>
-FDC_INLINE void forward_block(const Job& job, int64_t first, typename T::Stored* out, int64_t out_stride, float* stats) {
+FDC_INLINE void forward_block(const Job& job, int64_t first, typename T::Stored* out, int64_t out_stride,
+                              float* stats) {
     Vec top[R], total[R];
     const Vec lowest = splat(-std::numeric_limits<float>::infinity());
 #pragma GCC unroll 8
@@ -150,7 +151,7 @@ FDC_INLINE void forward_block(const Job& job, int64_t first, typename T::Stored*
         total[r] = Vec{};
         float* row = job.p + r * job.columns;
         for (int64_t j = 0; j < job.columns; j += VEC) {
-            const Vec p = exp2_negative(load(row + j) - shift);
+            const Vec p = exp_negative(load(row + j) - shift);
             store(row + j, p);
             total[r] += p;
         }
@@ -179,7 +180,7 @@ void begin(const Args& a, int64_t sample, int64_t head, Job& job) {
     job.keys = length < 0 ? 0 : length < a.keys ? length : a.keys;
     job.columns = round_up(job.keys, VEC);
     job.last = lane_numbers() < int32_t(job.keys - (job.columns - VEC));
-    pack<T>(at<T>(a.q, sample, head), a.q.token, job.queries, job.width, job.padded, a.scale * LOG2E, job.q);
+    pack<T>(at<T>(a.q, sample, head), a.q.token, job.queries, job.width, job.padded, a.scale, job.q);
     pack<T>(at<T>(a.k, sample, head), a.k.token, job.keys, job.width, job.padded, 1.0f, job.k);
     pack<T>(at<T>(a.v, sample, head), a.v.token, job.keys, job.width, job.padded, 1.0f, job.v);
     turn(job.k, job.keys, job.padded, job.width, job.columns, job.kt);
@@ -217,7 +218,7 @@ FDC_INLINE void backward_block(const Job& job, int64_t first, float scale, const
             const Vec shift = splat(stats[2 * (first + r)]);
 #pragma GCC unroll 3
             for (int c = 0; c < C; ++c) {
-                Vec x = exp2_negative(acc[r][c] - shift);
+                Vec x = exp_negative(acc[r][c] - shift);
                 if (end && c == C - 1) x = job.last ? x : Vec{};
                 store(p + r * job.columns + key + c * VEC, x);
             }
@@ -250,9 +251,9 @@ FDC_INLINE void backward_block(const Job& job, int64_t first, float scale, const
     }
 }
 
-// to[j] = factor * sum over the queries i of weights[i][j] * rows[i]; zero for keys that do not count.
+// to[j] = sum over the queries i of weights[i][j] * rows[i]; zero for keys that do not count.
 template <class T>
-void sum_queries(const Job& job, const float* weights, const float* rows, float factor, int64_t total,
+void sum_queries(const Job& job, const float* weights, const float* rows, int64_t total,
                  typename T::Stored* to, int64_t stride) {
     for_blocks(job.keys, [&](auto r, int64_t first) {
         constexpr int R = decltype(r)::value;
@@ -262,7 +263,7 @@ void sum_queries(const Job& job, const float* weights, const float* rows, float 
 #pragma GCC unroll 8
             for (int j = 0; j < R; ++j)
                 for (int s = 0; s < SPAN; ++s)
-                    write<T>(to + (first + j) * stride, job.width, d + s * VEC, acc[j][s] * factor);
+                    write<T>(to + (first + j) * stride, job.width, d + s * VEC, acc[j][s]);
         }
     });
     for (int64_t j = job.keys; j < total; ++j)
@@ -278,34 +279,39 @@ void backward(const Args& a, int64_t sample, int64_t head, Job& job) {
     for (int64_t i = 0; i < a.queries; ++i)
         pack<T>(g + i * a.grad_out.token, 0, 1, job.width, job.padded, stats[2 * i + 1], job.g + i * job.padded);
     turn(job.v, job.keys, job.padded, job.width, job.columns, job.vt);
+    auto* const grad_q = place<T>(a, a.grad_q, a.queries, sample, head);
     for_blocks(a.queries, [&](auto r, int64_t first) {
-        backward_block<T, decltype(r)::value>(job, first, a.scale, stats, place<T>(a, a.grad_q, a.queries, sample, head), stride);
+        backward_block<T, decltype(r)::value>(job, first, a.scale, stats, grad_q, stride);
     });
-    sum_queries<T>(job, job.p, job.g, 1, a.keys, place<T>(a, a.grad_v, a.keys, sample, head), stride);
-    // q was packed with scale * log2 e.
-    sum_queries<T>(job, job.ds, job.q, 1 / LOG2E, a.keys, place<T>(a, a.grad_k, a.keys, sample, head), stride);
+    sum_queries<T>(job, job.p, job.g, a.keys, place<T>(a, a.grad_v, a.keys, sample, head), stride);
+    sum_queries<T>(job, job.ds, job.q, a.keys, place<T>(a, a.grad_k, a.keys, sample, head), stride);
+}
+
+template <class T>
+int64_t run_forward(const Args& a) {
+    return for_heads<Job>(a, false, [&](int64_t sample, int64_t head, Job& job) { forward<T>(a, sample, head, job); });
+}
+template <class T>
+int64_t run_backward(const Args& a) {
+    return for_heads<Job>(a, true, [&](int64_t sample, int64_t head, Job& job) { backward<T>(a, sample, head, job); });
 }
 
 }  // namespace
 
 int64_t FDC_ISA::short_attention_forward(const Args& a) {
 #if defined(__AVX512BF16__)
-    if (a.dtype == FDC_BFLOAT16) 
-        return for_heads<PairJob>(a, false, [&](int64_t sample, int64_t head, PairJob& job) { forward(a, sample, head, job); });
+    if (a.dtype == FDC_BFLOAT16) return run_forward_pairs(a);
+#else
+    if (a.dtype == FDC_BFLOAT16) return run_forward<Bf16>(a);
 #endif
-    return for_heads<Job>(a, false, [&](int64_t sample, int64_t head, Job& job) {
-        if (a.dtype == FDC_BFLOAT16) forward<Bf16>(a, sample, head, job);
-        else forward<Fp32>(a, sample, head, job);
-    });
+    return run_forward<Fp32>(a);
 }
 
 int64_t FDC_ISA::short_attention_backward(const Args& a) {
 #if defined(__AVX512BF16__)
-    if (a.dtype == FDC_BFLOAT16) 
-        return for_heads<PairJob>(a, true, [&](int64_t sample, int64_t head, PairJob& job) { backward(a, sample, head, job); });
+    if (a.dtype == FDC_BFLOAT16) return run_backward_pairs(a);
+#else
+    if (a.dtype == FDC_BFLOAT16) return run_backward<Bf16>(a);
 #endif
-    return for_heads<Job>(a, true, [&](int64_t sample, int64_t head, Job& job) {
-        if (a.dtype == FDC_BFLOAT16) backward<Bf16>(a, sample, head, job);
-        else backward<Fp32>(a, sample, head, job);
-    });
+    return run_backward<Fp32>(a);
 }

@@ -14,7 +14,6 @@ constexpr bool WIDE = VEC == 16;       // 32 registers instead of 16
 constexpr int ROWS = WIDE ? 8 : 4;     // queries computed together
 constexpr int CHUNK = 3;               // registers of keys computed together
 constexpr int SPAN = WIDE ? 1 : 2;     // registers of channels computed together
-constexpr float LOG2E = 1.44269504088896341f;
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 

@@ -7,6 +7,8 @@
 
 namespace {
 
+constexpr float LOG2E = 1.44269504088896341f;
+
 typedef uint32_t Pair __attribute__((vector_size(64)));
 
 FDC_INLINE Pair load_pairs(const uint32_t* p) { Pair v; std::memcpy(&v, p, sizeof(v)); return v; }
@@ -35,8 +37,8 @@ struct PairJob {
     int64_t queries, even, keys, columns, words, padded;
     uint32_t *q, *k, *v, *g;                      // rows of words
     uint32_t *kt, *vt;                            // keys and values turned: (words, columns)
-    uint32_t *q_pairs, *k_pairs, *v_pairs, *g_pairs;  // (rows / 2, padded): two rows in a word
-    uint32_t *p, *ds;                             // (even / 2, columns): weights and their gradients, two queries in a word
+    uint32_t *q_pairs, *k_pairs, *v_pairs, *g_pairs;  // (rows / 2, padded): two rows a word
+    uint32_t *p, *ds;                             // (even / 2, columns): weights, gradients of scores; two queries a word
     uint16_t* rows;                               // (ROWS, columns) of a block, bfloat16
     float *scores, *change;                       // (ROWS, columns) of a block
     float* stats;                                 // (even, 2)
@@ -268,17 +270,20 @@ FDC_INLINE void backward_block(const Args& a, const PairJob& job, int64_t first,
     });
     float sum[R];
     fold<Add>(delta, sum);
-    for (int h = 0; h < HALF; ++h)
+#pragma GCC unroll 4
+    for (int h = 0; h < HALF; ++h) {
+        const Vec shift[2] = {splat(sum[2 * h]), splat(sum[2 * h + 1])};
+        uint16_t* const rows = job.rows + 2 * h * columns;
         for (int64_t j = 0; j < columns; j += VEC) {
             Vec ds[2];
 #pragma GCC unroll 2
             for (int i = 0; i < 2; ++i) {
                 const int64_t place = (2 * h + i) * columns + j;
-                ds[i] = load(job.scores + place) * (load(job.change + place) - splat(sum[2 * h + i]));
+                ds[i] = load(job.scores + place) * (load(job.change + place) - shift[i]);
             }
-            uint16_t* const rows = job.rows + 2 * h * columns + j;
-            store_pairs(job.ds + (first + h) * columns + j, zip(ds[0], ds[1], rows, rows + columns));
+            store_pairs(job.ds + (first + h) * columns + j, zip(ds[0], ds[1], rows + j, rows + columns + j));
         }
+    }
     for (int64_t d = 0; d < job.padded; d += VEC) {
         Vec acc[R];
         combine<R>(job, row_pairs(job), columns / 2, 1, (job.keys + 1) / 2, job.k_pairs + d, acc);
@@ -319,6 +324,13 @@ void backward(const Args& a, int64_t sample, int64_t head, PairJob& job) {
     });
     sum_queries(a, job, job.p, job.g_pairs, 1, place<Bf16>(a, a.grad_v, a.keys, sample, head));
     sum_queries(a, job, job.ds, job.q_pairs, a.scale, place<Bf16>(a, a.grad_k, a.keys, sample, head));
+}
+
+int64_t run_forward_pairs(const Args& a) {
+    return for_heads<PairJob>(a, false, [&](int64_t s, int64_t head, PairJob& job) { forward(a, s, head, job); });
+}
+int64_t run_backward_pairs(const Args& a) {
+    return for_heads<PairJob>(a, true, [&](int64_t s, int64_t head, PairJob& job) { backward(a, s, head, job); });
 }
 
 }  // namespace

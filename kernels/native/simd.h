@@ -46,16 +46,9 @@ FDC_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 FDC_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 #endif
 
-// 2^x for x <= 0; 0 below 2^-126.
-FDC_INLINE Vec exp2_negative(Vec x) {
-#if defined(__AVX512F__)
-    const Vec n = Vec(_mm512_maskz_roundscale_ps(0xffff, __m512(x), 8));
-#else
-    x = larger(x, splat(-127.0f));
-    const Vec magic = splat(0x1.8p23f), n = (x + magic) - magic;  // rounds to the nearest integer
-#endif
-    const Vec f = x - n;
-    // Minimises the largest relative error on [-1/2, 1/2], p(0) = 1 held: 3e-9.
+// 2^(n + f), n a whole number in [-160, 0], f in [-1/2, 1/2] or a little beyond. What is below 2^-126 may become 0.
+FDC_INLINE Vec power_of_two(Vec n, Vec f) {
+    // Minimises the largest relative error, p(0) = 1 held: 3e-9.
     Vec p = splat(0.0001532646274426952f);
     p = fma(p, f, splat(0.0013390806270763278f));
     p = fma(p, f, splat(0.009618505835533142f));
@@ -67,8 +60,28 @@ FDC_INLINE Vec exp2_negative(Vec x) {
     return Vec(_mm512_maskz_scalef_ps(0xffff, __m512(p), __m512(n)));
 #else
     const Int bits = Int(p) + (__builtin_convertvector(n, Int) << 23);
-    return Vec(Int(x >= -126.0f) & bits);
+    return Vec(Int(n >= -126.0f) & bits);
 #endif
+}
+FDC_INLINE Vec nearest(Vec x) {
+#if defined(__AVX512F__)
+    return Vec(_mm512_maskz_roundscale_ps(0xffff, __m512(x), 8));
+#else
+    const Vec magic = splat(0x1.8p23f);
+    return (x + magic) - magic;
+#endif
+}
+// 2^x and e^x for x <= 0, minus infinity included; NaN stays NaN, since `larger` returns its second argument then.
+FDC_INLINE Vec exp2_negative(Vec x) {
+    x = larger(splat(-160.0f), x);
+    const Vec n = nearest(x);
+    return power_of_two(n, x - n);
+}
+FDC_INLINE Vec exp_negative(Vec x) {
+    x = larger(splat(-110.0f), x);
+    // log2 e in two parts, so that the rest of x log2 e keeps its bits.
+    const Vec log2e = splat(1.44269502162933349609375f), n = nearest(x * log2e);
+    return power_of_two(n, fma(x, splat(1.92596298909109e-8f), fma(x, log2e, -n)));
 }
 
 // Lanes of a and b: lane i of the result is lane Index::of(i), counted on from a into b.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiffclip.bench import plain
+from fastdiffclip.bench import op_jobs, plain
 from fastdiffclip.bench.jobs import predict_setup
 from fastdiffclip.bench.setups import Sizes, count_flops, draw_centres, flat_scene, flc_setup, umd_setup
 from fastdiffclip.kernels import reference
@@ -74,3 +74,15 @@ def test_flops_of_the_paper_shapes() -> None:
     assert pixel == pytest.approx(337e6, rel=0.01)
     umd = umd_setup(sizes, FP32)
     assert count_flops(lambda: umd.plain_loss(0).backward()) * 128 == pytest.approx(266e9, rel=0.01)
+
+
+def test_chunked_eager_loss_is_the_pairwise_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op_jobs, "CHUNK_ROWS", 4)
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(11, 6, generator=generator, requires_grad=True) for _ in range(2)]
+    scale, own = torch.tensor(14.3, requires_grad=True), torch.arange(11)
+    chunked = op_jobs._chunked_pairs(*leaves, scale, own)
+    whole = plain.pairwise_loss(*leaves, scale)
+    torch.testing.assert_close(chunked, whole)
+    for a, b in zip(*(torch.autograd.grad(loss, [*leaves, scale]) for loss in (chunked, whole)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

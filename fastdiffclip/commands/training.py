@@ -1,0 +1,124 @@
+"""The commands that train and judge: ``train-umd``, ``train-flc``, ``evaluate``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdiffclip import checkpoint
+from fastdiffclip.commands import process, views, workflow
+from fastdiffclip.commands.terminal import progress_bars, say
+from fastdiffclip.config import Config
+from fastdiffclip.evaluate.runner import Plan
+from fastdiffclip.runtime import Compute, require_free, set_threads
+from fastdiffclip.scene.store import Scene
+from fastdiffclip.train.umd import UmdResult
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the training commands have in common; ``out`` None stands for the default folder."""
+
+    config: Config
+    seed: int
+    out: Path | None
+    resume: bool
+    dry_run: bool
+    device: str
+    threads: int
+
+    def folder(self, scenes: Sequence[Scene], stage: str) -> Path:
+        """The folder of this run, which is free or to be resumed. Raises :class:`UsageError`."""
+        folder = self.out or checkpoint.new_run_path(workflow.folder_name(scenes), stage, workflow.RUNS)
+        require_free(folder, self.resume)
+        return folder
+
+    @contextmanager
+    def opened(self, paths: Sequence[Path]) -> Iterator[list[Scene]]:
+        """The scenes; a dry run writes the built-in one into a temporary folder."""
+        set_threads(self.threads)
+        Compute.choose(self.device, self.config.precision)
+        if paths or not self.dry_run:
+            yield workflow.open_scenes(paths)
+            return
+        with tempfile.TemporaryDirectory(prefix="fastdiffclip-") as folder:
+            yield workflow.open_scenes(paths, root=Path(folder))
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What ``train-flc`` learns from: shots per class (None: all), how they are drawn, what classes are called."""
+
+    shots: int | None
+    split: str
+    on_short: str
+    prompts: str | None
+
+
+def umd(job: Job, paths: Sequence[Path]) -> dict[str, Any]:
+    """Run ``train-umd``; returns what ``--json`` prints."""
+    with job.opened(paths) as scenes:
+        folder = job.folder(scenes, "umd")
+        plan = workflow.plan_umd(scenes, job.config)
+        views.show_plan("train-umd", plan)
+        if job.dry_run:
+            return _dry(plan, folder)
+        return plan | views.show_umd(_pretrain(job, scenes, folder, job.resume))
+
+
+def flc(job: Job, paths: Sequence[Path], labels: Labels, umd_choice: str | None) -> dict[str, Any]:
+    """Run ``train-flc``, after ``train-umd`` where no pretrained model fits; returns what ``--json`` prints."""
+    with job.opened(paths) as scenes:
+        folder = job.folder(scenes, "flc")
+        plan = workflow.plan_flc(
+            scenes, job.config, labels.shots, labels.split, labels.on_short, labels.prompts, job.seed
+        )
+        pretrained = None if umd_choice == "none" else workflow.find_umd(scenes, job.config, umd_choice)
+        views.show_plan("train-flc", plan)
+        missing = pretrained is None and umd_choice != "none"
+        if missing:
+            say("No pretrained model of these scenes and settings was found: train-umd runs first.")
+        elif pretrained is not None:
+            say(f"Pretrained encoder: {pretrained.folder}")
+        if job.dry_run:
+            return _dry(plan, folder)
+        if missing:
+            first = checkpoint.new_run_path(workflow.folder_name(scenes), "umd", workflow.RUNS)
+            pretrained = _pretrain(job, scenes, first, False)
+            say(f"Pretrained encoder: {first}")
+        with process.keeping("train-flc", folder), progress_bars() as progress:
+            trained = workflow.train_classifier(
+                scenes, job.config, umd=pretrained, shots=labels.shots, split_kind=labels.split,
+                on_short=labels.on_short, prompts=labels.prompts, seed=job.seed, out=folder, device=job.device,
+                resume=job.resume, progress=progress,
+            )  # fmt: skip
+        used = None if pretrained is None else str(pretrained.folder)
+        return plan | {"umd": used} | views.show_trained(trained)
+
+
+def evaluation(job: Job, paths: Sequence[Path], plan: Plan, umd_choice: str | None) -> dict[str, Any]:
+    """Run ``evaluate``; returns what ``--json`` prints."""
+    with job.opened(paths) as scenes:
+        folder = job.folder(scenes, "evaluate")
+        with process.keeping("evaluate", folder), progress_bars() as progress:
+            result = workflow.evaluate_scenes(
+                scenes, plan, job.config, umd=umd_choice, out=folder, resume=job.resume, device=job.device,
+                progress=progress,
+            )  # fmt: skip
+            return views.show_evaluation(result, folder)
+
+
+def _pretrain(job: Job, scenes: Sequence[Scene], folder: Path, resume: bool) -> UmdResult:
+    with process.keeping("train-umd", folder), progress_bars() as progress:
+        return workflow.pretrain(
+            scenes, job.config, seed=job.seed, out=folder, device=job.device, resume=resume, progress=progress
+        )
+
+
+def _dry(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
+    say(f"Dry run: nothing was written; the run would go to {folder}")
+    return plan | {"out": str(folder), "dry_run": True}
