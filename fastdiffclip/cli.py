@@ -93,12 +93,13 @@ def demo(
 ) -> None:
     """The whole job on the built-in scene: a map, honest figures, a report."""
     count = options.shots_of(shots)
-    from fastdiffclip.commands import demonstration
     from fastdiffclip.commands.terminal import say_json
     from fastdiffclip.config import load_config
-    from fastdiffclip.runtime import set_threads
 
     settings = load_config("demo", None, set_ or [])
+    from fastdiffclip.commands import demonstration
+    from fastdiffclip.runtime import set_threads
+
     set_threads(threads)
     folder = out or demonstration.free_folder()
     with process.keeping("demo", folder, resumable=False):
@@ -142,11 +143,13 @@ def train_umd(
 ) -> None:
     """Pretrain without labels: unsupervised mask diffusion."""
     options.require_out(out, resume)
-    from fastdiffclip.commands import training
     from fastdiffclip.commands.terminal import say_json
     from fastdiffclip.config import load_config
 
-    job = training.Job(load_config(recipe, config, set_ or []), seed, out, resume, dry_run, device, threads)
+    settings = load_config(recipe, config, set_ or [])  # what is wrong here is said before the heavy imports
+    from fastdiffclip.commands import training
+
+    job = training.Job(settings, seed, out, resume, dry_run, device, threads)
     summary = training.umd(job, scenes or [])
     if json_:
         say_json(summary)
@@ -182,11 +185,13 @@ def train_flc(
     """Train the classifier on a few labels per class, and judge it on held-out pixels."""
     count = options.shots_of(shots)
     options.require_out(out, resume)
-    from fastdiffclip.commands import training
     from fastdiffclip.commands.terminal import say_json
     from fastdiffclip.config import load_config
 
-    job = training.Job(load_config(recipe, config, set_ or []), seed, out, resume, dry_run, device, threads)
+    settings = load_config(recipe, config, set_ or [])  # what is wrong here is said before the heavy imports
+    from fastdiffclip.commands import training
+
+    job = training.Job(settings, seed, out, resume, dry_run, device, threads)
     summary = training.flc(job, scenes or [], training.Labels(count, split, on_short, prompts), umd)
     if json_:
         say_json(summary)
@@ -287,13 +292,15 @@ def evaluate(
     counts = tuple(options.shots_of(part) for part in shots.split(","))
     kept = None if classes is None else options.class_values(classes)
     others = () if baselines in ("", "none") else tuple(part.strip() for part in baselines.split(","))
-    from fastdiffclip.commands import training
     from fastdiffclip.commands.terminal import say_json
     from fastdiffclip.config import load_config
+
+    settings = load_config(recipe, config, set_ or [])
+    from fastdiffclip.commands import training
     from fastdiffclip.evaluate.runner import Plan
 
     plan = Plan(counts, seeds, split, others, prompts, on_short, seed, kept, test_limit)
-    job = training.Job(load_config(recipe, config, set_ or []), seed, out, resume, False, device, threads)
+    job = training.Job(settings, seed, out, resume, False, device, threads)
     summary = training.evaluation(job, scenes or [], plan, umd)
     if json_:
         say_json(summary)

@@ -42,7 +42,10 @@ class FlatScene:
                 f"got {tuple(pixels.shape)} {pixels.dtype}"
             )
         n, c = pixels.shape
-        expected: list[tuple[str, Tensor, tuple[int, ...], torch.dtype]] = [("scale", self.scale, (c,), torch.float32), ("offset", self.offset, (c,), torch.float32)]
+        expected: list[tuple[str, Tensor, tuple[int, ...], torch.dtype]] = [
+            ("scale", self.scale, (c,), torch.float32),
+            ("offset", self.offset, (c,), torch.float32),
+        ]
         if self.valid is not None:
             expected.append(("valid", self.valid, ((n + 7) // 8,), torch.uint8))
         expected.append(("extents", self.extents, (self.extents.shape[0], 3), torch.int64))

@@ -166,7 +166,9 @@ def _report(
 
 
 def _curve(losses: list[float], epochs: int) -> tuple[list[float], list[float]]:
-    return [(number + 1) * epochs / len(losses) for number in range(len(losses))], losses
+    """Mean loss of each epoch; a short last batch makes single steps jump."""
+    means = np.array(losses).reshape(epochs, -1).mean(axis=1)
+    return [float(number) for number in range(1, epochs + 1)], means.tolist()
 
 
 def _restoration(scene: Scene, umd: UmdResult, config: Config, count: int = 3) -> Restoration:

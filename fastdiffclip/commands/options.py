@@ -40,7 +40,7 @@ Out = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
-Threads = Annotated[int, typer.Option(metavar="N", min=0, help="CPU threads; 0 takes all.")]
+Threads = Annotated[int, typer.Option(metavar="N", min=0, help="CPU threads; 0: OMP_NUM_THREADS, else all.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")]
 SplitOption = Annotated[
     str,

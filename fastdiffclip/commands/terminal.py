@@ -119,7 +119,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], rig
 def size(count: int) -> str:
     """Bytes as a person reads them."""
     units = ("bytes", "KiB", "MiB", "GiB", "TiB")
-    power = min(max(count, 1).bit_length() // 10, len(units) - 1)
+    power = min((max(count, 1).bit_length() - 1) // 10, len(units) - 1)
     return f"{count} bytes" if power == 0 else f"{count / 1024**power:.1f} {units[power]}"
 
 

@@ -297,7 +297,8 @@ def judge_map(map_path: Path, labels_spec: str) -> tuple[Scores, dict[int, str]]
     with open_raster(files[0], variable) as source:
         labels = read_label_map(source)
         grid = Grid("labels", files[0], source.height, source.width, source.crs_wkt, source.affine_transform)
-    require_same_grid([Grid("map", map_path, *found.values.shape, found.crs_wkt, found.affine_transform), grid])
+    height, width = found.values.shape
+    require_same_grid([Grid("map", map_path, height, width, found.crs_wkt, found.affine_transform), grid])
     known = labels > 0
     if not known.any():
         raise InputDataError(f"{labels_spec} has no labelled pixel to judge the map by")

@@ -172,9 +172,7 @@ def as_classifier(result: FlcResult, device: str = "auto") -> Classifier:
     return Classifier(result.model, result.text_embeddings, result.classes, result.front_end, result.config, where)
 
 
-def predict_centres(
-    result: FlcResult, source: WindowSource, centres: np.ndarray, device: str = "auto"
-) -> np.ndarray:
+def predict_centres(result: FlcResult, source: WindowSource, centres: np.ndarray, device: str = "auto") -> np.ndarray:
     """Class values of pixels ``(n, 3)`` (scene, row, column), their windows taken from ``source``."""
     classifier = as_classifier(result, device)
     parts = [classifier.values(classifier.probabilities(source.windows(part))) for part in in_parts(centres)]

@@ -6,14 +6,17 @@ Shape suffixes: M modalities, B windows, V tokens given (visible or all), C chan
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fastdiffclip.config import ModelConfig
 from fastdiffclip.model.attention import Attention
 from fastdiffclip.model.diffusion import TimestepEmbedding
 from fastdiffclip.model.stem import Stem, sincos_positions
+
+if TYPE_CHECKING:
+    from fastdiffclip.config import ModelConfig
 
 
 class Block(nn.Module):

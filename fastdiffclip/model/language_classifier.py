@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fastdiffclip.config import ModelConfig
 from fastdiffclip.model.encoder import ImageEncoder
 from fastdiffclip.model.stem import initialise
 from fastdiffclip.model.text import TextTransformer
+
+if TYPE_CHECKING:
+    from fastdiffclip.config import ModelConfig
 
 
 class LanguageClassifier(nn.Module):

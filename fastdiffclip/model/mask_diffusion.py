@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fastdiffclip.config import ModelConfig
 from fastdiffclip.model.encoder import Block, ImageEncoder
 from fastdiffclip.model.stem import initialise, sincos_positions
+
+if TYPE_CHECKING:
+    from fastdiffclip.config import ModelConfig
 
 
 class Decoder(nn.Module):

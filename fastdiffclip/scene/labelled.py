@@ -76,7 +76,8 @@ def labelled_pixels(scenes: Sequence[Scene], classes: Sequence[int] | None = Non
     """Read the labels of scenes; ``classes`` keeps only these class values.
 
     Raises:
-        InputDataError: no scene has labels, the class tables disagree, or no labelled pixel is valid.
+        InputDataError: no scene has labels, the class tables disagree, no labelled pixel is valid, or all
+            belong to one class.
     """
     table: dict[int, ClassInfo] = {}
     for scene in scenes:
@@ -111,6 +112,11 @@ def labelled_pixels(scenes: Sequence[Scene], classes: Sequence[int] | None = Non
             "add labels with 'fastdiffclip ingest --labels'"
         )
     occurring = tuple(item for item in table.values() if present[item.value])
+    if len(occurring) < 2:
+        raise InputDataError(
+            f"the labelled pixels all belong to one class, '{occurring[0].name}'; "
+            f"a classifier needs labels of at least two classes"
+        )
     both = all(part is not None for part in train) and all(part is not None for part in test)
     return Labelled(
         maps,

@@ -165,7 +165,7 @@ def _use_threads(threads: int | None) -> None:
     if threads is not None:
         import numba
 
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 def _choose(impl: str | None, dtype: np.dtype) -> Callable[..., None] | None:
@@ -258,7 +258,10 @@ def _read_modality(
             pixels[group], valid[group] = front_end.pack(name, raw, raw_valid, dtype)
     scale, offset = front_end.scale_offset(name, dtype)
     return PreparedModality(
-        pixels=pixels.reshape(len(centres) * length, -1), scale=scale, offset=offset, valid=pack_valid(valid)
+        pixels=pixels.reshape(len(centres) * length, front_end.channels[name]),
+        scale=scale,
+        offset=offset,
+        valid=pack_valid(valid),
     )
 
 

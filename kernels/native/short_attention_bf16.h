@@ -38,7 +38,7 @@ struct PairJob {
     uint32_t *q, *k, *v, *g;                      // rows of words
     uint32_t *kt, *vt;                            // keys and values turned: (words, columns)
     uint32_t *q_pairs, *k_pairs, *v_pairs, *g_pairs;  // (rows / 2, padded): two rows a word
-    uint32_t *p, *ds;                             // (even / 2, columns): weights, gradients of scores; two queries a word
+    uint32_t *p, *ds;                             // (even / 2, columns): weights, score gradients; two queries a word
     uint16_t* rows;                               // (ROWS, columns) of a block, bfloat16
     float *scores, *change;                       // (ROWS, columns) of a block
     float* stats;                                 // (even, 2)

@@ -17,8 +17,18 @@ import numpy as np
 import pytest
 
 from .console import (
-    BANDS, FULL, HEIGHT, WIDTH, WORDS, Result, Stopped, default_signals, program, read_terminal,
-)  # fmt: skip
+    BANDS,
+    FULL,
+    HEIGHT,
+    WIDTH,
+    WORDS,
+    Result,
+    Stopped,
+    default_signals,
+    program,
+    read_terminal,
+)
+
 
 @pytest.fixture(scope="session")
 def real() -> Callable[..., Result]:
@@ -80,7 +90,7 @@ def interrupt() -> Callable[..., Stopped]:
             child.kill()
             child.wait()
             os.close(mine)
-        assert sent, f"the terminal never showed {when!r}: {WORDS.sub('', seen)}"
+        assert sent, f"the terminal never showed {when!r}: {WORDS.sub('', seen)[-500:]}"
         return Stopped(code, WORDS.sub("", seen), WORDS.sub("", end), time.monotonic() - sent)
 
     return run
@@ -139,5 +149,3 @@ def scene(ingested: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "work"
     shutil.copytree(ingested, folder)
     return folder
-
-

@@ -28,7 +28,7 @@ from fastdiffclip.train.umd import UmdResult, UmdStep, load_umd, train_umd
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 # Of this code at its first release, on the small scene of conftest.py; a change of these is a change of the method.
-GOLDEN = [0.0] * 8
+GOLDEN = [3.870821, 3.4300737, 3.1942148, 3.3010798, 2.4764397, 2.5859873, 2.7480843, 2.3868952]
 
 
 def with_umd(config: Config, **changes: object) -> Config:

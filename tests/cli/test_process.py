@@ -1,0 +1,151 @@
+"""From exceptions to exit codes, from results to strict JSON, and what a terminal sees that a pipe does not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+
+from fastdiffclip.commands import process, terminal
+from fastdiffclip.errors import InputDataError, InterruptedRunError, ResourceError
+
+from .console import program
+
+
+def app_that_raises(error: BaseException) -> typer.Typer:
+    app = typer.Typer()
+
+    @app.command()
+    def work() -> None:
+        raise error
+
+    return app
+
+
+OUTCOMES: list[tuple[BaseException, int, str]] = [
+    (InputDataError("the file is odd"), 3, "error: the file is odd"),
+    (ResourceError("the disk is small"), 4, "error: the disk is small"),
+    (InterruptedRunError("stopped at step 3", 143), 143, "stopped at step 3"),
+    (KeyboardInterrupt(), 130, "interrupted; nothing was left half-written"),
+    (process.Signalled(signal.SIGTERM), 143, "terminated; nothing was left half-written"),
+    (MemoryError(), 4, "error: there is not enough memory"),
+    (
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        4,
+        "error: there is not enough",
+    ),
+    (OSError(errno.ENOSPC, "No space left on device", "map.tif"), 4, "error: the disk is full: map.tif"),
+    (PermissionError(errno.EACCES, "Permission denied", "map.tif"), 4, "error: Permission denied: map.tif"),
+    (ZeroDivisionError("division by zero"), 1, "fault of fastdiffclip itself: ZeroDivisionError: division by zero"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "sentence"), OUTCOMES, ids=[type(item[0]).__name__ for item in OUTCOMES])
+def test_every_error_ends_in_one_sentence_and_its_code(
+    error: BaseException, code: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert process.run(app_that_raises(error), []) == code
+    err = capsys.readouterr().err
+    assert sentence in err and len(err.splitlines()) == 1
+
+
+def test_debug_adds_the_stack_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert process.run(app_that_raises(ZeroDivisionError("division by zero")), ["--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_an_interrupted_run_says_what_it_left(resumable: bool, tmp_path: Path) -> None:
+    empty, full = tmp_path / "runs" / "empty", tmp_path / "full"
+    with pytest.raises(InterruptedRunError, match="terminated; nothing was left") as caught:  # noqa: SIM117
+        with process.keeping("train-umd", empty, resumable):
+            empty.mkdir(parents=True)
+            raise process.Signalled(signal.SIGTERM)
+    assert caught.value.exit_code == 143
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InterruptedRunError, match=f"--resume --out {full}" if resumable else f"lies in {full}"):  # noqa: SIM117
+        with process.keeping("train-umd", full, resumable):
+            full.mkdir()
+            (full / "part").write_text("")
+            raise KeyboardInterrupt
+    assert (full / "part").exists()
+
+
+def test_a_failed_run_leaves_no_empty_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "scene" / "umd"
+    with pytest.raises(InputDataError), process.keeping("train-umd", folder):
+        folder.mkdir(parents=True)
+        raise InputDataError("no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_strict_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.say_json(
+        {"nan": float("nan"), "inf": np.float32("inf"), "n": np.int64(3), "path": Path("a/b"), 5: (1, np.float32(0.5))}
+    )
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert json.loads(out) == {"nan": None, "inf": None, "n": 3, "path": "a/b", "5": [1, 0.5]}
+
+
+def test_names_with_brackets_stand_in_tables_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.table("Classes [all]", ["name", "[n]"], [["[red] roof", "1"], [":house:", "2"]])
+    out = capsys.readouterr().out
+    assert "Classes [all]" in out and "[red] roof" in out and ":house:" in out and "[n]" in out
+
+
+def test_sizes_are_readable() -> None:
+    assert [terminal.size(n) for n in (0, 1023, 1536, 3 * 2**20, 2**31)] == [
+        "0 bytes", "1023 bytes", "1.5 KiB", "3.0 MiB", "2.0 GiB",
+    ]  # fmt: skip
+
+
+def test_no_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.progress_bars() as progress:
+        progress("work", 1, 2, "note")
+        progress("work", 2, 2, "note")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_leaves_early_is_no_error(ingested: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [*program(), "scene", "info", "scene.zarr"], cwd=ingested, stdout=write, stderr=subprocess.PIPE, text=True,
+        check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert done.returncode == 128 + signal.SIGPIPE and done.stderr == ""
+
+
+def test_optional_packages_may_be_absent(real: Callable[..., Any], tmp_path: Path) -> None:
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in ("xformers", "deepspeed", "triton", "numba"))
+    starter = tmp_path / "without.py"
+    starter.write_text(f"import sys; {blocked}\nfrom fastdiffclip.cli import main\nmain()\n")
+    result = real(["doctor", "--json"], tmp_path, [sys.executable, str(starter)])
+    assert result.code == 0, result.err
+    assert result.json["window_gather"]["backend"] == "numpy"
+    assert "numba" in result.json["window_gather"]["reason"]
+
+
+def test_doctor_says_what_is_used_and_why(call: Callable[..., Any], tmp_path: Path) -> None:
+    result = call(["doctor", "--json"], tmp_path)
+    assert result.code == 0 and result.err == ""
+    found = result.json
+    assert set(found["kernels"]) >= {"visible_noise", "masked_mse", "contrastive", "short_attention"}
+    assert all(states["reference"] == "ok" for states in found["kernels"].values())
+    assert (
+        found["machine"]["cores"] >= 1 and found["versions"]["torch"] and found["precision"] in ("float32", "bfloat16")
+    )
+    for word in ("Machine", "What runs", "Ops", "Versions", "window gather", "native library", found["device"]):
+        assert word in result.out

@@ -1,0 +1,105 @@
+"""Ctrl-C and SIGTERM during each long command: the right exit code, soon, one sentence, nothing half-written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .console import Result, Stopped, leftovers, tiny
+
+SOON = 20.0  # seconds; generous, for a machine that is busy with other tests
+LONG = tiny("umd.epochs=3000", "flc.epochs=3000")
+Interrupt = Callable[..., Stopped]
+
+
+def check(stopped: Stopped, code: int, sentence: str, folder: Path) -> None:
+    assert stopped.code == code, stopped.end
+    assert stopped.seconds < SOON
+    assert re.search(sentence, stopped.end), stopped.end
+    assert "Traceback" not in stopped.end and "ignored" not in stopped.end
+    assert leftovers(folder) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ingest(number: int, interrupt: Interrupt, tmp_path: Path) -> None:
+    np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint16, (1500, 1000, 100))[::7] = 3
+    stopped = interrupt(["ingest", "--hsi", "large.npy", "--out", "x.zarr"], tmp_path, "ingest .*/100", number)
+    check(stopped, 128 + number, "(interrupted|terminated); nothing was left half-written", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["large.npy"]
+
+
+def test_train_umd_goes_on_where_it_stopped(interrupt: Interrupt, scene: Path) -> None:
+    arguments = ["train-umd", "scene.zarr", *LONG, "--out", "run"]
+    said = r"interrupted after step (\d+) of 6000; continue with --resume --out run"
+    first = interrupt(arguments, scene, "loss")
+    check(first, 130, said, scene)
+    assert not (scene / "run" / "manifest.json").exists()
+    second = interrupt([*arguments, "--resume"], scene, "loss", signal.SIGTERM)
+    check(second, 143, said, scene)
+    begun = [int(found[1]) for part in (first, second) if (found := re.search(said, part.end))]
+    assert begun[1] > begun[0] > 1
+
+
+def test_train_flc(interrupt: Interrupt, scene: Path) -> None:
+    stopped = interrupt(["train-flc", "scene.zarr", *LONG, "--umd", "none", "--out", "run"], scene, "loss")
+    check(stopped, 130, "interrupted after step .* continue with --resume --out run", scene)
+
+
+def test_predict(interrupt: Interrupt, call: Callable[..., object], scene: Path) -> None:
+    cube = np.tile(np.load(scene / "cube.npy"), (20, 15, 1))
+    np.save(scene / "wide.npy", cube)
+    model = ["train-flc", "scene.zarr", "--umd", "none", "--out", "m", *tiny("model.window=9")]
+    train = ["ingest", "--hsi", "cube.npy", "--labels", "gt.npy", "--out", "scene.zarr", "--overwrite"]
+    for command in (train, model, ["ingest", "--hsi", "wide.npy", "--out", "wide.zarr"]):
+        call(command, scene)
+    outputs = ["--out", "map.tif", "--png", "map.png", "--probabilities", "p.tif"]
+    stopped = interrupt(["predict", "wide.zarr", "--model", "m", *outputs], scene, r"predict .*[1-9]\d*/")
+    check(stopped, 130, "interrupted; nothing was left half-written", scene)
+    assert not [name for name in ("map.tif", "map.png", "p.tif", "map.tif.aux.xml") if (scene / name).exists()]
+
+
+def test_evaluate(interrupt: Interrupt, scene: Path) -> None:
+    options = ["--seeds", "200", "--baselines", "extratrees", "--umd", "none", "--out", "run", *tiny()]
+    stopped = interrupt(["evaluate", "scene.zarr", *options], scene, r"evaluate .*[1-9]\d*/600")
+    check(stopped, 130, "evaluate was interrupted; continue with --resume --out run", scene)
+    journal = (scene / "run" / "predictions.jsonl").read_text().splitlines()
+    again = interrupt(["evaluate", "scene.zarr", *options, "--resume"], scene, r"evaluate .*[1-9]\d*/600")
+    check(again, 130, "--resume --out run", scene)
+    assert (scene / "run" / "predictions.jsonl").read_text().splitlines()[: len(journal)] == journal
+
+
+def test_demo(interrupt: Interrupt, tmp_path: Path) -> None:
+    stopped = interrupt(["demo", "--out", "demo", *LONG], tmp_path, "train-umd .*loss", signal.SIGTERM)
+    check(stopped, 143, "demo was terminated; what was finished lies in demo", tmp_path)
+    assert (tmp_path / "demo" / "suburb.zarr" / "zarr.json").exists()
+    assert not list(tmp_path.rglob("map.*"))
+    shutil.rmtree(tmp_path / "demo")
+
+
+LOADING = """
+import os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def watch():
+    while "torch.nn" not in sys.modules:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.{name})
+threading.Thread(target=watch, daemon=True).start()
+from fastdiffclip.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_while_libraries_load(name: str, code: int, real: Callable[..., Result], scene: Path) -> None:
+    (scene / "starter.py").write_text(LOADING.format(name=name))
+    result = real(["train-umd", "scene.zarr", *tiny()], scene, [sys.executable, "starter.py"])
+    assert result.code == code
+    assert result.out == "" and re.fullmatch("(interrupted|terminated); nothing was left half-written\n", result.err)
+    assert not (scene / "runs").exists()
