@@ -68,22 +68,24 @@ UmdOption = Annotated[
 ]
 
 
-class _PlainFlags:
-    """Says of a flag that it takes no value."""
+class _Plain:
+    """Shows of arguments and flags what a user types, not the types that typer sees."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for parameter in found:
-            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = lambda ctx: ""
+            elif parameter.is_flag and parameter.metavar is None:
                 parameter.metavar = ""
         return found
 
 
-class Command(_PlainFlags, TyperCommand):
+class Command(_Plain, TyperCommand):
     """A command of ours."""
 
 
-class Group(_PlainFlags, TyperGroup):
+class Group(_Plain, TyperGroup):
     """A group of commands of ours."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from fastdiffclip.commands.terminal import complain
 from fastdiffclip.errors import FastDiffCLIPError, InterruptedRunError
 
 PROGRAM, DEBUG = "fastdiffclip", "--debug"
@@ -83,7 +84,7 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
 
 def _interrupted(stop: KeyboardInterrupt) -> int:
     code = stop.exit_code if isinstance(stop, Signalled) else 128 + signal.SIGINT
-    print(f"{_word(code)}; {CLEAN}", file=sys.stderr)
+    complain(f"{_word(code)}; {CLEAN}")
     return code
 
 
@@ -91,7 +92,7 @@ def _failed(error: Exception) -> int:
     """Say what went wrong; returns the exit code."""
     code, sentence = _sentence(error)
     if sentence:
-        print(f"{'' if isinstance(error, InterruptedRunError) else 'error: '}{sentence}", file=sys.stderr)
+        complain(sentence if isinstance(error, InterruptedRunError) else f"error: {sentence}")
     return code
 
 
@@ -120,7 +121,8 @@ def _usage(error: Any) -> tuple[int, str]:
             print(message)
         return int(error.exit_code), ""
     path = error.ctx.command_path if error.ctx else PROGRAM
-    return int(error.exit_code), f"{message[0].lower()}{message[1:]}; see '{path} --help'"
+    end = "" if message.endswith("?") else ";"
+    return int(error.exit_code), f"{message[0].lower()}{message[1:]}{end} see '{path} --help'"
 
 
 def _out_of_memory(error: Exception) -> bool:

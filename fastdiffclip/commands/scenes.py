@@ -71,7 +71,7 @@ def ingest(
     json_: Json = False,
 ) -> None:
     """Turn rasters and labels (MATLAB, GeoTIFF, .npy, .npz) into a scene."""
-    from fastdiffclip.commands.terminal import progress_bars, say, say_json, warn
+    from fastdiffclip.commands.terminal import complain, progress_bars, say, say_json
     from fastdiffclip.scene.ingest import IngestRequest
     from fastdiffclip.scene.ingest import ingest as run
 
@@ -87,7 +87,7 @@ def ingest(
     for line in report.lines:
         say(line)
     for warning in report.warnings:
-        warn(warning)
+        complain(f"warning: {warning}")
     for path in report.scenes:
         say(f"Written: {path}")
     if json_:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fastdiffclip.runtime import Progress, silent
 
@@ -57,26 +57,26 @@ def progress_bars() -> Iterator[Progress]:
 
 def say(text: str = "") -> None:
     """One line on stdout, at once; in a terminal it breaks between words and keeps its indent."""
-    print(_wrapped(text, " " * (len(text) - len(text.lstrip()))), flush=True)
+    print(_wrapped(text, " " * (len(text) - len(text.lstrip())), sys.stdout), flush=True)
 
 
 def facts(pairs: Mapping[str, str]) -> None:
     """Aligned names and values on stdout."""
     wide = max(map(len, pairs))
     for name, value in pairs.items():
-        print(_wrapped(f"  {name:<{wide}}  {value}", " " * (wide + 4)), flush=True)
+        print(_wrapped(f"  {name:<{wide}}  {value}", " " * (wide + 4), sys.stdout), flush=True)
 
 
-def _wrapped(text: str, indent: str) -> str:
-    if not sys.stdout.isatty() or "\n" in text:
+def complain(text: str) -> None:
+    """One sentence on stderr."""
+    print(_wrapped(text, "", sys.stderr), file=sys.stderr, flush=True)
+
+
+def _wrapped(text: str, indent: str, stream: TextIO) -> str:
+    if not stream.isatty() or "\n" in text:
         return text
     width = shutil.get_terminal_size().columns
     return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-def warn(text: str) -> None:
-    """One warning on stderr."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def say_json(value: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ class Job:
 
     def folder(self, scenes: Sequence[Scene], stage: str) -> Path:
         """The folder of this run, which is free or to be resumed. Raises :class:`UsageError`."""
-        folder = self.out or checkpoint.new_run_path(workflow.folder_name(scenes), stage, workflow.RUNS)
+        folder = self.out or new_folder(scenes, stage)
         require_free(folder, self.resume)
         return folder
 
@@ -87,7 +88,7 @@ def flc(job: Job, paths: Sequence[Path], labels: Labels, umd_choice: str | None)
         if job.dry_run:
             return _dry(plan, folder)
         if missing:
-            first = checkpoint.new_run_path(workflow.folder_name(scenes), "umd", workflow.RUNS)
+            first = new_folder(scenes, "umd")
             pretrained = _pretrain(job, scenes, first, False)
             say(f"Pretrained encoder: {first}")
         with process.keeping("train-flc", folder), progress_bars() as progress:
@@ -110,6 +111,13 @@ def evaluation(job: Job, paths: Sequence[Path], plan: Plan, umd_choice: str | No
                 progress=progress,
             )  # fmt: skip
             return views.show_evaluation(result, folder)
+
+
+def new_folder(scenes: Sequence[Scene], stage: str) -> Path:
+    """``runs/<scene>/<stage>-<time>``, with a number behind it where a run of the same second has that."""
+    first = checkpoint.new_run_path(workflow.folder_name(scenes), stage, workflow.RUNS)
+    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([first], others) if not folder.exists())
 
 
 def _pretrain(job: Job, scenes: Sequence[Scene], folder: Path, resume: bool) -> UmdResult:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 TRANSDUCTIVE = (
     "Pretraining saw the unlabelled pixels of the whole scene, test pixels included; no label of a test pixel was used."
 )
-LEAKS = "The random split leaks: windows of training and test pixels overlap. Compare with --split disjoint."
+# A class of a split that needs no further word, as fastdiffclip.scene.splits says it.
+_ORDINARY = re.compile(r"'.*': (?P<how>[^;(]*\w)( \([^;]*\))?; (?P<train>\d+) training and (?P<test>\d+) test pixels\.")
 
 
 def show_scene(summary: Mapping[str, Any]) -> None:
@@ -92,18 +94,14 @@ def show_umd(result: UmdResult) -> dict[str, Any]:
 
 def show_trained(trained: Trained) -> dict[str, Any]:
     """The end of ``train-flc``: held-out figures, named by how they were found."""
-    if trained.split.report:
-        say("How training and test pixels were parted:")
-    for line in trained.split.report:
+    for line in condensed(trained.split.report):
         say(f"  {line}")
-    summary = {"out": str(trained.result.folder), **trained.summary()}
+    summary = {"out": str(trained.result.folder), "split_report": trained.split.report, **trained.summary()}
     if trained.scores is None:
         say(f"No held-out figures: judged by {trained.judged_by}.")
     else:
         say()
         show_scores(trained.scores, f"Held-out figures ({trained.judged_by})", trained.labelled.names)
-        if trained.split.kind == "random":
-            say(LEAKS)
     say(f"Trained on {len(trained.split.train)} labelled windows. Model: {trained.result.folder}")
     return summary
 
@@ -121,6 +119,22 @@ def show_scores(scores: Scores, title: str, names: Mapping[int, str] | None = No
     table(title, ["value", "class", "accuracy %"], rows, right=2)
     say(f"OA {scores.oa:.1f} %   AA {scores.aa:.1f} %   kappa {scores.kappa:.1f}")
     return scores.to_dict()
+
+
+def condensed(report: Sequence[str]) -> list[str]:
+    """The sentences of a split with those of classes that went alike drawn together, for a terminal."""
+    alike: dict[str, list[tuple[int, int]]] = {}
+    lines = []
+    for sentence in report:
+        if found := _ORDINARY.fullmatch(sentence):
+            alike.setdefault(found["how"], []).append((int(found["train"]), int(found["test"])))
+        else:
+            lines.append(sentence)
+    for how, counts in alike.items():
+        train, test = (sum(part) for part in zip(*counts, strict=True))
+        classes = f"{len(counts)} classes" if len(counts) > 1 else "1 class"
+        lines.append(f"{classes}: {how}; {train} training and {test} test pixels.")
+    return lines
 
 
 def evaluation_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -147,8 +161,8 @@ def show_evaluation(result: Evaluation, out: Path | None) -> dict[str, Any]:
         f"{draws} draws (mean ± sd, percent)" if draws > 1 else "one draw (percent)"
     )
     table(title, *evaluation_table(rows), right=3)
-    notes = [*result.split_report, TRANSDUCTIVE, *([LEAKS] if result.plan.split == "random" else [])]
-    for note in notes:
+    notes = [*result.split_report, TRANSDUCTIVE]
+    for note in condensed(notes):
         say(f"  {note}")
     summary = {"rows": rows, "notes": notes, "seconds": round(result.seconds, 1)}
     if out is not None:
@@ -156,7 +170,7 @@ def show_evaluation(result: Evaluation, out: Path | None) -> dict[str, Any]:
         for path in write_tables(out, title, *evaluation_table(rows), summary):
             say(f"Written: {path}")
         summary["out"] = str(out)
-    say(f"{result.seconds:.0f} s")
+    say(f"Evaluated in {result.seconds:.0f} s.")
     return summary
 
 
@@ -209,7 +223,7 @@ def show_doctor() -> dict[str, Any]:
                 f"{role} attention": f"{part['backend']}: {part['reason']}" for role, part in found["attention"].items()
             },
             "window gather": _state(found["window_gather"], "backend"),
-            "native library": _state(found["native_library"], "path"),
+            "native library": _state(found["native_library"], "code"),
             "xformers": found["xformers"],
         }
     )
@@ -224,6 +238,7 @@ def show_doctor() -> dict[str, Any]:
 def examine() -> dict[str, Any]:
     """What ``doctor`` reports, JSON-able."""
     from fastdiffclip import __version__, kernels
+    from fastdiffclip.kernels.native.loader import best_isa
     from fastdiffclip.model.attention import choose, xformers_unavailable
     from fastdiffclip.runtime import Compute, machine, versions
     from fastdiffclip.scene.windows import gather_backend
@@ -231,7 +246,7 @@ def examine() -> dict[str, Any]:
     where, installed = Compute.choose(), versions()
     attention = {role: choose("fastest", role, where.device) for role in ("encoder", "decoder")}
     backend, why_not = gather_backend()
-    _, absent, path = kernels.native.status()
+    present, absent, path = kernels.native.status()
     xformers = xformers_unavailable(where.device.type) or "ok"
     return {
         "machine": machine(),
@@ -242,7 +257,11 @@ def examine() -> dict[str, Any]:
         "attention": {role: {"backend": name, "reason": reason} for role, (name, reason) in attention.items()},
         "xformers": "not installed" if installed["xformers"] == "absent" else xformers,
         "window_gather": {"backend": backend, "reason": why_not},
-        "native_library": {"path": None if absent else str(path), "reason": absent},
+        "native_library": {
+            "code": best_isa() if present else None,
+            "path": None if path is None else str(path),
+            "reason": absent,
+        },
     }
 
 

@@ -67,6 +67,7 @@ def test_held_out_figures_are_printed_and_stored(journey: tuple[Path, dict[str, 
     folder, results = journey
     figures = results["flc"].json["held_out"]
     assert figures["pixels"] == 96 and 0 <= figures["oa"] <= 100
+    assert len(results["flc"].json["split_report"]) == 3 and "3 classes: separated by" in results["flc"].out
     assert results["flc"].json["train_pixels"] == 9 and "disjoint split, 96 test pixels" in results["flc"].out
     for word in ("OA ", "AA ", "kappa ", "grass", "road", "roof"):
         assert word in results["flc"].out

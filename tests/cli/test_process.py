@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import typer
 
-from fastdiffclip.commands import process, terminal
+from fastdiffclip.commands import process, terminal, views
 from fastdiffclip.errors import InputDataError, InterruptedRunError, ResourceError
 
 from .console import program
@@ -102,6 +102,22 @@ def test_names_with_brackets_stand_in_tables_as_they_are(capsys: pytest.CaptureF
     terminal.table("Classes [all]", ["name", "[n]"], [["[red] roof", "1"], [":house:", "2"]])
     out = capsys.readouterr().out
     assert "Classes [all]" in out and "[red] roof" in out and ":house:" in out and "[n]" in out
+
+
+def test_classes_that_were_split_alike_share_a_line() -> None:
+    report = [
+        "Training and test windows of a random split overlap: its figures are too high.",
+        "'grass': separated by connected component (3 for training, 4 for test); 2 training and 30 test pixels.",
+        "'road; (old)': separated by connected component (1 for training, 1 for test); 2 training and 12 test pixels.",
+        "'roof': separated by blocks of rows with a gap of 4 pixels; 2 training and 5 test pixels.",
+        "'water': separated by scene (1 for training, 1 for test); 2 training and 0 test pixels: nothing is left.",
+    ]
+    assert views.condensed(report) == [
+        report[0],
+        report[4],
+        "2 classes: separated by connected component; 4 training and 42 test pixels.",
+        "1 class: separated by blocks of rows with a gap of 4 pixels; 2 training and 5 test pixels.",
+    ]
 
 
 def test_sizes_are_readable() -> None:
