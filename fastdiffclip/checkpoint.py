@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -22,7 +21,8 @@ from torch import Tensor
 
 from fastdiffclip import __version__
 from fastdiffclip.config import Config, build_config, dump_config
-from fastdiffclip.errors import InputDataError, ResourceError, UsageError
+from fastdiffclip.errors import InputDataError, UsageError
+from fastdiffclip.files import write_atomic
 from fastdiffclip.runtime import machine, versions
 
 logger = logging.getLogger(__name__)
@@ -75,23 +75,6 @@ def find_runs(scene_sha256: str | None, stage: str, root: Path = Path("runs")) -
         if manifest.get("stage") == stage and (scene_sha256 is None or scene_sha256 in scenes):
             found.append((str(manifest.get("finished", "")), manifest_path.parent))
     return [path for _, path in sorted(found, reverse=True)]
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all. Raises :class:`ResourceError` when the disk refuses."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another folder"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

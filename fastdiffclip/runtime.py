@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiffclip.errors import InterruptedRunError, ResourceError, UsageError
@@ -150,29 +149,6 @@ def machine() -> dict[str, Any]:
         "cpu_bf16": cpu_has_bf16(),
         "cuda_devices": devices,
     }
-
-
-def require_free(out: Path, resume: bool) -> None:
-    """Raise :class:`UsageError` when the folder of a run holds files already and ``resume`` is false."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not resume:
-        raise UsageError(
-            f"the output folder {out} is not empty; give another --out, or --resume to continue the run in it"
-        )
-
-
-def open_folder(out: Path, resume: bool) -> Path:
-    """Create the folder of a run.
-
-    Raises:
-        UsageError: it holds files already and ``resume`` is false.
-        ResourceError: it cannot be created.
-    """
-    require_free(out, resume)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"cannot create the output folder {out}: {error.strerror}") from None
-    return out
 
 
 Progress = Callable[[str, int, int, str], None]

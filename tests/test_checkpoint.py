@@ -13,7 +13,7 @@ import torch
 from fastdiffclip import checkpoint
 from fastdiffclip.config import load_config
 from fastdiffclip.errors import InputDataError, ResourceError, UsageError
-from fastdiffclip.runtime import open_folder
+from fastdiffclip.files import open_folder
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:

@@ -17,9 +17,10 @@ from fastdiffclip.config import Config
 from fastdiffclip.evaluate.report import CurvePanel, ReportInput, Restoration, write_report
 from fastdiffclip.evaluate.report_figures import composite_bands, figure_composite
 from fastdiffclip.evaluate.runner import Evaluation, Plan, as_classifier, evaluate
+from fastdiffclip.files import open_folder
 from fastdiffclip.infer.restore import restore_windows
 from fastdiffclip.infer.stream import Prediction, predict
-from fastdiffclip.runtime import memory_budget, open_folder, versions
+from fastdiffclip.runtime import memory_budget, versions
 from fastdiffclip.scene.demo import write_demo
 from fastdiffclip.scene.store import Scene, open_scene
 from fastdiffclip.train.data import umd_data

@@ -15,7 +15,8 @@ from fastdiffclip.commands import process, views, workflow
 from fastdiffclip.commands.terminal import progress_bars, say
 from fastdiffclip.config import Config
 from fastdiffclip.evaluate.runner import Plan
-from fastdiffclip.runtime import Compute, require_free, set_threads
+from fastdiffclip.files import require_free
+from fastdiffclip.runtime import Compute, set_threads
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.train.umd import UmdResult
 

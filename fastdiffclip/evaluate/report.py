@@ -19,7 +19,8 @@ import numpy as np
 from fastdiffclip.evaluate import report_parts as parts
 from fastdiffclip.evaluate.metrics import Scores
 from fastdiffclip.evaluate.report_figures import figure_class_map, figure_curves, figure_windows
-from fastdiffclip.infer.raster import check_map, replacing
+from fastdiffclip.files import replacing
+from fastdiffclip.infer.raster import check_map
 
 if TYPE_CHECKING:
     from fastdiffclip.scene.store import ClassInfo

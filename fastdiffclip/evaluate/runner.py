@@ -15,9 +15,9 @@ from fastdiffclip.config import Config, load_config
 from fastdiffclip.errors import UsageError, nearest
 from fastdiffclip.evaluate.baselines import centre_and_mean_features, predict_baseline, predict_linear
 from fastdiffclip.evaluate.metrics import Scores, score, summarise
+from fastdiffclip.files import open_folder, replacing
 from fastdiffclip.infer.classifier import Classifier
-from fastdiffclip.infer.raster import replacing
-from fastdiffclip.runtime import Compute, Progress, memory_budget, open_folder, silent
+from fastdiffclip.runtime import Compute, Progress, memory_budget, silent
 from fastdiffclip.scene.labelled import Labelled, labelled_pixels
 from fastdiffclip.scene.prepare import fit_front_end
 from fastdiffclip.scene.source import WindowSource

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastdiffclip.files import replacing
 from fastdiffclip.infer.raster import (
     NODATA,
     check_map,
     class_areas,
     class_colours,
     metres_per_unit,
-    replacing,
 )
 
 if TYPE_CHECKING:

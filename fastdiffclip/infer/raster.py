@@ -8,10 +8,9 @@ one in one step.
 from __future__ import annotations
 
 import colorsys
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ from zlib import crc32
 
 import numpy as np
 
-from fastdiffclip.errors import InputDataError, ResourceError, UsageError
+from fastdiffclip.errors import InputDataError, UsageError
+from fastdiffclip.files import replacing
 
 if TYPE_CHECKING:
     from fastdiffclip.scene.store import ClassInfo
@@ -297,27 +297,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, renamed to it if the block succeeds, removed if not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error.__cause__ or error
-        raise ResourceError(
-            f"Cannot write {path}: {reason}; check the folder, its rights and the free space."
-        ) from error
-    finally:
-        for leftover in (temporary, _sidecar(temporary)):
-            with suppress(OSError):  # a folder that does not exist or is not one
-                leftover.unlink()
 
 
 def _sidecar(path: Path) -> Path:

@@ -16,12 +16,13 @@ from torch import Tensor
 from fastdiffclip import checkpoint
 from fastdiffclip.config import Config, load_config
 from fastdiffclip.errors import InputDataError
+from fastdiffclip.files import open_folder
 from fastdiffclip.kernels import contrastive, philox
 from fastdiffclip.kernels.reference import unit
 from fastdiffclip.model.language_classifier import LanguageClassifier
 from fastdiffclip.model.prompts import ClassText, resolve_prompts
 from fastdiffclip.model.text import load_tokenizer, trim_context
-from fastdiffclip.runtime import Compute, Progress, memory_budget, open_folder, silent
+from fastdiffclip.runtime import Compute, Progress, memory_budget, silent
 from fastdiffclip.scene.labelled import Labelled
 from fastdiffclip.scene.prepare import FrontEnd, fit_front_end
 from fastdiffclip.scene.source import WindowSource

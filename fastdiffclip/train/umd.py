@@ -13,11 +13,12 @@ from torch import Tensor
 
 from fastdiffclip import checkpoint
 from fastdiffclip.config import Config, load_config
+from fastdiffclip.files import open_folder
 from fastdiffclip.kernels import masked_mse, philox, visible_noise
 from fastdiffclip.kernels.visible_noise import visible_count
 from fastdiffclip.model.diffusion import NoiseSchedule
 from fastdiffclip.model.mask_diffusion import MaskDiffusion
-from fastdiffclip.runtime import Compute, Progress, memory_budget, open_folder, silent
+from fastdiffclip.runtime import Compute, Progress, memory_budget, silent
 from fastdiffclip.scene.prepare import FrontEnd, fit_front_end
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.train.data import UmdData, scene_records, umd_data

@@ -201,3 +201,27 @@ def test_a_folder_of_scenes(files: Path, call: Callable[..., Result]) -> None:
     result = call(["train-flc", "plots", "--umd", "none", "--json", *tiny()], files)
     assert result.code == 0, result.err
     assert result.json["scenes"] == "plots (2 scenes)" and result.json["out"].startswith("runs/plots/flc-")
+
+
+def test_the_demo_goes_from_nothing_to_a_report(
+    tmp_path: Path, real: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rasterio
+
+    from fastdiffclip.commands.demonstration import free_folder
+
+    result = real(["demo", "--shots", "2", "--json", *tiny()], tmp_path)
+    assert result.code == 0 and result.err == "", result.err
+    out = tmp_path / "runs" / "demo"
+    assert {"suburb.zarr", "umd", "flc", "evaluation", "map.tif", "map.png", "report.html"} <= {
+        path.name for path in out.iterdir()
+    }
+    assert result.json["report"] == "runs/demo/report.html" and result.json["map"] == "runs/demo/map.tif"
+    assert {row["method"] for row in result.json["rows"]} == {"fastdiffclip", "svm", "extratrees", "1nn", "linear"}
+    for step in ("1/5", "2/5", "3/5", "4/5", "5/5", "suburb, split disjoint, 5 draws", "Report"):
+        assert step in result.out
+    with rasterio.open(out / "map.tif") as found:
+        assert found.shape == (200, 300) and found.crs is not None
+    assert leftovers(tmp_path) == []
+    monkeypatch.chdir(tmp_path)
+    assert free_folder() == Path("runs/demo-2")  # a second demo does not stumble over the first

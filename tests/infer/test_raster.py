@@ -166,13 +166,13 @@ for call in calls:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert run.stdout.count("refused: Cannot write") == 2, run.stdout + run.stderr
+    assert run.stdout.count("refused: cannot write") == 2, run.stdout + run.stderr
     assert os.listdir(tmp_path) == []
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ResourceError, match="Cannot write"):
+    with pytest.raises(ResourceError, match="cannot write"):
         write_class_map(tmp_path / "file" / "map.tif", random_map(4, 4), classes=CLASSES)
 
 

@@ -187,7 +187,7 @@ def test_a_failure_half_way_leaves_nothing(
 
 def test_an_output_that_cannot_be_written(classifier: Classifier, small_scene: Scene, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="Cannot write"):
+    with pytest.raises(ResourceError, match="cannot write"):
         predict(small_scene, classifier, tmp_path / "file" / "map.tif")
     assert os.listdir(tmp_path) == ["file"]
 

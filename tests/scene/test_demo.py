@@ -11,10 +11,10 @@ from scipy.ndimage import label, minimum_filter
 
 from fastdiffclip.errors import UsageError
 from fastdiffclip.scene.demo import CRS_WKT, DemoScene, demo_classes, make_demo, write_demo
-from fastdiffclip.scene.demo_canvas import Canvas, Draws
-from fastdiffclip.scene.demo_objects import Kind
-from fastdiffclip.scene.demo_sensor import SUN_EAST, SUN_SOUTH, SUN_TAN, cast_shadow
-from fastdiffclip.scene.demo_spectra import MATERIALS, TURF, material_spectra, wavelengths
+from fastdiffclip.scene.demo.canvas import Canvas, Draws
+from fastdiffclip.scene.demo.objects import Kind
+from fastdiffclip.scene.demo.sensor import SUN_EAST, SUN_SOUTH, SUN_TAN, cast_shadow
+from fastdiffclip.scene.demo.spectra import MATERIALS, TURF, material_spectra, wavelengths
 
 GOLDEN = "c4e9dab30361ac8bc979b9ed3b7130e43cb0c2b2f551c4c1e737d59c8c1989ba"
 

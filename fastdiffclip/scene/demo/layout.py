@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastdiffclip.scene import demo_objects as put
-from fastdiffclip.scene import demo_spectra as m
-from fastdiffclip.scene.demo_canvas import SOUTH, Canvas, Draws
-from fastdiffclip.scene.demo_objects import Kind
+from fastdiffclip.scene.demo import objects as put
+from fastdiffclip.scene.demo import spectra as m
+from fastdiffclip.scene.demo.canvas import SOUTH, Canvas, Draws
+from fastdiffclip.scene.demo.objects import Kind
 
 EXTENT_Y, EXTENT_X = 400.0, 600.0
 

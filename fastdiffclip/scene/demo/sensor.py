@@ -7,8 +7,8 @@ import math
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from fastdiffclip.scene import demo_spectra as m
-from fastdiffclip.scene.demo_canvas import Canvas, Draws
+from fastdiffclip.scene.demo import spectra as m
+from fastdiffclip.scene.demo.canvas import Canvas, Draws
 
 SUBPIXELS = 3
 SUN_EAST, SUN_SOUTH, SUN_TAN = 0.55, 0.8352, 1.05

@@ -1,7 +1,7 @@
 """The built-in scene: a suburb of 400 m by 600 m as an imaging spectrometer and a laser scanner see it.
 
-Nothing is downloaded. Spectra are parametric (`demo_spectra`), the plan is drawn from a seed (`demo_layout`,
-`demo_objects`), light and instruments are modelled (`demo_sensor`). The same seed gives the same bytes on any
+Nothing is downloaded. Spectra are parametric (`spectra`), the plan is drawn from a seed (`layout`,
+`objects`), light and instruments are modelled (`sensor`). The same seed gives the same bytes on any
 machine: random numbers are raw PCG64 words, decisions are plain arithmetic, results are rounded at the end.
 """
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from fastdiffclip.errors import UsageError
-from fastdiffclip.scene import demo_layout as plan
-from fastdiffclip.scene import demo_sensor, demo_spectra
-from fastdiffclip.scene.demo_canvas import Canvas, Draws
-from fastdiffclip.scene.demo_objects import Kind
+from fastdiffclip.scene.demo import layout as plan
+from fastdiffclip.scene.demo import sensor, spectra
+from fastdiffclip.scene.demo.canvas import Canvas, Draws
+from fastdiffclip.scene.demo.objects import Kind
 from fastdiffclip.scene.store import ClassInfo
 from fastdiffclip.scene.writer import SceneWriter
 
@@ -175,21 +175,21 @@ def make_demo(seed: int = 0, height: int = 200, width: int = 300) -> DemoScene:
             f"The built-in scene cannot be made with seed {seed} at {height} x {width} pixels: "
             "give a seed of 0 or more and at least 40 rows and 60 columns."
         )
-    rows, cols = height * demo_sensor.SUBPIXELS, width * demo_sensor.SUBPIXELS
+    rows, cols = height * sensor.SUBPIXELS, width * sensor.SUBPIXELS
     canvas = Canvas(plan.EXTENT_Y, plan.EXTENT_X, rows, cols)
     plan.build_suburb(canvas, Draws(seed, 0))
     labels = _draw_labels(canvas, Draws(seed, 1))
     surroundings = Draws(seed, 2)
-    ground = demo_sensor.terrain(canvas, surroundings)
-    direct, sky = demo_sensor.illumination(canvas, ground, surroundings)
-    demo_sensor.weather(canvas, Draws(seed, 3))
-    nm = demo_spectra.wavelengths()
+    ground = sensor.terrain(canvas, surroundings)
+    direct, sky = sensor.illumination(canvas, ground, surroundings)
+    sensor.weather(canvas, Draws(seed, 3))
+    nm = spectra.wavelengths()
     return DemoScene(
-        hsi=demo_sensor.hyperspectral(canvas, direct, sky, Draws(seed, 4)),
-        lidar=demo_sensor.surface_model(canvas, ground, Draws(seed, 5)),
+        hsi=sensor.hyperspectral(canvas, direct, sky, Draws(seed, 4)),
+        lidar=sensor.surface_model(canvas, ground, Draws(seed, 5)),
         labels=labels,
         wavelengths=tuple(round(float(centre), 3) for centre in nm),
-        fwhm=(5.1,) * demo_spectra.BANDS,
+        fwhm=(5.1,) * spectra.BANDS,
         classes=demo_classes(),
         crs_wkt=CRS_WKT,
         affine_transform=(plan.EXTENT_X / width, 0.0, WEST, 0.0, -plan.EXTENT_Y / height, NORTH),
@@ -229,7 +229,7 @@ def write_demo(path: str | Path, seed: int = 0) -> Path:
 def _graded(canvas: Canvas) -> np.ndarray:
     """Class of every subpixel; grass between healthy and stressed belongs to neither."""
     kind = canvas.kind.copy()
-    grass = canvas.material == demo_spectra.GRASS
+    grass = canvas.material == spectra.GRASS
     kind[grass & (kind == Kind.HEALTHY) & (canvas.p > 0.30)] = 0
     kind[grass & (canvas.p > 0.68)] = Kind.STRESSED
     return kind
@@ -249,10 +249,10 @@ def _draw_labels(canvas: Canvas, draws: Draws) -> np.ndarray:
     A patch is what one object shows in a square of 5 to 9 pixels; patches of a class keep their distance.
     """
     kind = _graded(canvas)
-    height, width = canvas.rows // demo_sensor.SUBPIXELS, canvas.cols // demo_sensor.SUBPIXELS
+    height, width = canvas.rows // sensor.SUBPIXELS, canvas.cols // sensor.SUBPIXELS
     labels = np.zeros((height, width), np.uint16)
     for value in range(1, len(_CLASSES) + 1):
-        inside = demo_sensor.pixel_sum((kind == value).astype(np.uint8)) >= 6
+        inside = sensor.pixel_sum((kind == value).astype(np.uint8)) >= 6
         count = _box_count(inside, 2)
         free = inside & (count >= 9)
         free[:3], free[-3:], free[:, :3], free[:, -3:] = False, False, False, False

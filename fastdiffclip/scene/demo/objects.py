@@ -9,8 +9,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from fastdiffclip.scene import demo_spectra as m
-from fastdiffclip.scene.demo_canvas import EAST, SOUTH, Canvas, Draws, Heading
+from fastdiffclip.scene.demo import spectra as m
+from fastdiffclip.scene.demo.canvas import EAST, SOUTH, Canvas, Draws, Heading
 
 
 class Kind(IntEnum):

@@ -1,0 +1,64 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fastdiffclip.errors import ResourceError, UsageError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``: synced and renamed to it if the block succeeds, removed if not.
+
+    Raises:
+        ResourceError: the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error.__cause__ or error
+        raise ResourceError(
+            f"cannot write {path}: {reason}; check the folder, its rights and the free space"
+        ) from error
+    finally:
+        with suppress(OSError):  # a folder that does not exist or is not one
+            for leftover in path.parent.glob(f"{temporary.name}*"):  # with what GDAL puts beside it
+                leftover.unlink()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file through :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def require_free(out: Path, resume: bool) -> None:
+    """Raise :class:`UsageError` when the folder of a run holds files already and ``resume`` is false."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not resume:
+        raise UsageError(
+            f"the output folder {out} is not empty; give another --out, or --resume to continue the run in it"
+        )
+
+
+def open_folder(out: Path, resume: bool) -> Path:
+    """Create the folder of a run.
+
+    Raises:
+        UsageError: it holds files already and ``resume`` is false.
+        ResourceError: it cannot be created.
+    """
+    require_free(out, resume)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot create the output folder {out}: {error.strerror}") from None
+    return out
