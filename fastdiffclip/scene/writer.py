@@ -73,13 +73,16 @@ class SceneWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> SceneWriter:
-        self._root = self._stack.enter_context(pending_folder(self.path, self.overwrite, is_scene))
-        # zarr writes on threads of its own; leaving the pool waits for them, so that nothing is
-        # written any more when an interrupted folder is removed.
-        self._worker = self._stack.enter_context(ThreadPoolExecutor(1))
+        # zarr writes on threads of its own, which an interrupt does not stop. So all calls of zarr are made by one
+        # worker, which runs before the folder is there and has finished before an interrupted folder is removed.
+        self._worker = ThreadPoolExecutor(1)
         try:
-            self._group = zarr.create_group(self._root, zarr_format=3)
+            self._worker.submit(int).result()
+            self._root = self._stack.enter_context(pending_folder(self.path, self.overwrite, is_scene))
+            self._stack.callback(self._worker.shutdown)
+            self._group = self._wait(zarr.create_group, self._root, zarr_format=3)
         except BaseException as error:
+            self._worker.shutdown()
             self._stack.__exit__(type(error), error, error.__traceback__)
             raise
         return self
@@ -141,7 +144,7 @@ class SceneWriter:
             given = np.ones(shape, bool) if valid is None else _block(valid, part, shape, f"{name} validity")
             valid_map[part] = _validity(block, given.astype(bool), good, nodata, counts)
             statistics.add(block[valid_map[part]] if not valid_map[part].all() else block.reshape(-1, bands))
-            self._worker.submit(array.__setitem__, part, block).result()
+            self._wait(array.__setitem__, part, block)
             if on_rows:
                 on_rows(part.stop - part.start)
         self._add_plane(f"{name}_valid", valid_map)
@@ -161,7 +164,7 @@ class SceneWriter:
             std=tuple((std * abs(scale)).tolist()),
             valid_pixels=statistics.pixels,
         )
-        array.update_attributes(_modality_attributes(modality))
+        self._wait(array.update_attributes, _modality_attributes(modality))
         self._modalities.append(name)
         self.invalid_counts[name] = counts
         return modality
@@ -187,6 +190,10 @@ class SceneWriter:
     def add_source_file(self, path: Path | str, sha256: str, role: str = "") -> None:
         """Record a file that the scene is made from: its name without folder, its sha256, what it is for."""
         self._sources.append((role, Path(path).name, sha256))
+
+    def _wait(self, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        """Call zarr on the worker, which an interrupt of this thread cannot leave half way."""
+        return self._worker.submit(call, *args, **named).result()
 
     def _check_name(self, name: str, dtype: str) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED or name.endswith("_valid"):
@@ -214,7 +221,8 @@ class SceneWriter:
     def _create(self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> Any:
         # xarray wants one size per dimension name, so only the first modality has plain `band`.
         band = "band" if not self._modalities else f"band_{name}"
-        return self._group.create_array(
+        return self._wait(
+            self._group.create_array,
             name,
             shape=shape,
             chunks=chunks,
@@ -235,7 +243,7 @@ class SceneWriter:
     def _add_plane(self, name: str, values: np.ndarray) -> None:
         chunks = chunk_shape(self.height, self.width, 1, values.itemsize)
         array = self._create(name, values.shape, chunks, str(values.dtype))
-        self._worker.submit(array.__setitem__, slice(None), values).result()
+        self._wait(array.__setitem__, slice(None), values)
 
     def _finish(self) -> None:
         if not self._modalities:
@@ -248,10 +256,10 @@ class SceneWriter:
         names = [*self._modalities, *(f"{name}_valid" for name in self._modalities), *self._labels]
         if self._is_georeferenced:
             array = self._create(SPATIAL_REF, (), (), "int64")
-            array[...] = 0
-            array.update_attributes(grid_mapping_attributes(self.crs_wkt, self.affine_transform))
+            self._wait(array.__setitem__, ..., 0)
+            self._wait(array.update_attributes, grid_mapping_attributes(self.crs_wkt, self.affine_transform))
             names.append(SPATIAL_REF)
-        self._group.update_attributes(self._group_attributes())
+        self._wait(self._group.update_attributes, self._group_attributes())
         write_manifest(self._root, names)
 
     def _group_attributes(self) -> dict[str, Any]:

@@ -6,11 +6,17 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import zarr
+
+from fastdiffclip.scene.writer import SceneWriter
 
 from .console import Result, Stopped, leftovers, tiny
 
@@ -33,6 +39,32 @@ def test_ingest(number: int, interrupt: Interrupt, tmp_path: Path) -> None:
     stopped = interrupt(["ingest", "--hsi", "large.npy", "--out", "x.zarr"], tmp_path, "ingest .*/100", number)
     check(stopped, 128 + number, "(interrupted|terminated); nothing was left half-written", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["large.npy"]
+
+
+def test_an_interrupt_while_zarr_writes_metadata_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # zarr writes on threads of its own, which an interrupt does not stop: what they write must not come too late.
+    create = zarr.Group.create_array
+    pool = ThreadPoolExecutor(1)
+
+    def late(*args: Any, **named: Any) -> Any:
+        return pool.submit(lambda: (time.sleep(0.3), create(*args, **named))[1]).result()
+
+    def interrupt_now(number: int, _: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zarr.Group, "create_array", late)
+    previous = signal.signal(signal.SIGALRM, interrupt_now)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(KeyboardInterrupt), SceneWriter(tmp_path / "x.zarr", height=4, width=4) as writer:
+            writer.add_modality("hsi", np.ones((4, 4, 2), np.float32), bands=2, dtype="float32")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    pool.shutdown(wait=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_train_umd_goes_on_where_it_stopped(interrupt: Interrupt, scene: Path) -> None:
