@@ -51,7 +51,6 @@ def pick(
     return _OPS[op][_choose(op, impl, device, tuple((unsupported or {}).items()))]
 
 
-@torch.compiler.assume_constant_result  # looking for a library and logging are nothing that a graph can hold
 def _choose(op: str, impl: str | None, device: torch.device, unsupported: tuple[tuple[str, str], ...]) -> str:
     table, reasons = _OPS[op], dict(unsupported)
     if impl is not None:
@@ -70,6 +69,11 @@ def _choose(op: str, impl: str | None, device: torch.device, unsupported: tuple[
                 return name
             logger.debug("%s: %s not taken: %s", op, name, reason)
     return "reference"
+
+
+# Looking for a library and logging are nothing that a graph can hold. This is all that
+# torch.compiler.assume_constant_result does, which would import the compiler (2 s) into every process.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def implementations(device: torch.device | str = "cpu") -> dict[str, dict[str, str]]:

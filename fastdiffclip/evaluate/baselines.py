@@ -43,7 +43,7 @@ def centre_and_mean_features(windows: Mapping[str, np.ndarray], size: int | None
     side = _side(windows)
     size = side if size is None else size
     if size < 1 or size > side or size % 2 == 0:
-        raise UsageError(f"The window to average must be odd and at most {side} pixels wide, got {size}.")
+        raise UsageError(f"the window to average must be odd and at most {side} pixels wide, got {size}")
     pixel = _block_mean(windows, 1)
     return {"pixel": pixel, "window": np.concatenate([pixel, _block_mean(windows, size)], axis=1)}
 
@@ -65,7 +65,7 @@ def predict_baseline(
     shapes that do not go together.
     """
     if name not in BASELINES:
-        raise UsageError(f"There is no baseline '{name}'{nearest(name, BASELINES)}; there are {', '.join(BASELINES)}.")
+        raise UsageError(f"there is no baseline '{name}'{nearest(name, BASELINES)}; there are {', '.join(BASELINES)}")
     _check_fit(train_features, train_labels, test_features)
     found = np.unique(train_labels)
     if found.size == 1:
@@ -94,8 +94,8 @@ def predict_linear(
     side, test_side = _side(train_windows), _side(test_windows)
     if side != test_side or list(train_windows) != list(test_windows):
         raise UsageError(
-            f"Training and test windows differ: {list(train_windows)} of side {side}, "
-            f"{list(test_windows)} of side {test_side}."
+            f"training and test windows differ: {list(train_windows)} of side {side}, "
+            f"{list(test_windows)} of side {test_side}"
         )
     sizes = [size for size in LINEAR_WINDOWS if size <= side] or [1]
     classes = np.unique(train_labels)
@@ -164,13 +164,13 @@ def _unit_rows(rows: np.ndarray) -> np.ndarray:
 def _side(windows: Mapping[str, np.ndarray]) -> int:
     shapes = {name: block.shape for name, block in windows.items()}
     if not shapes or any(len(shape) != 3 for shape in shapes.values()):
-        raise UsageError(f"Windows must be (number, pixels, channels) per modality, got {shapes}.")
+        raise UsageError(f"windows must be (number, pixels, channels) per modality, got {shapes}")
     if len({shape[:2] for shape in shapes.values()}) > 1:
-        raise UsageError(f"The modalities' windows differ in number or size: {shapes}.")
+        raise UsageError(f"the modalities' windows differ in number or size: {shapes}")
     pixels = next(iter(shapes.values()))[1]
     side = math.isqrt(pixels)
     if side * side != pixels or side % 2 == 0:
-        raise UsageError(f"A window must be an odd square of pixels, got {pixels} pixels.")
+        raise UsageError(f"a window must be an odd square of pixels, got {pixels} pixels")
     return side
 
 
@@ -181,8 +181,8 @@ def _count(windows: Mapping[str, np.ndarray]) -> int:
 def _check_fit(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> None:
     if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1] or labels.shape != (len(train),):
         raise UsageError(
-            f"Features and labels do not go together: training {train.shape} with labels {labels.shape}, "
-            f"test {test.shape}."
+            f"features and labels do not go together: training {train.shape} with labels {labels.shape}, "
+            f"test {test.shape}"
         )
     if len(labels) == 0:
-        raise UsageError("There is no labelled pixel to train a baseline on.")
+        raise UsageError("there is no labelled pixel to train a baseline on")

@@ -109,7 +109,7 @@ def summarise(runs: Sequence[Scores]) -> dict[str, Any]:
     One run has no spread: its sd is None. Raises UsageError without any run.
     """
     if not runs:
-        raise UsageError("There are no runs to summarise; give at least one.")
+        raise UsageError("there are no runs to summarise; give at least one")
     summary: dict[str, Any] = {}
     for name in ("oa", "aa", "kappa"):
         figures = np.array([getattr(run, name) for run in runs])
@@ -127,17 +127,17 @@ def _checked_classes(true: np.ndarray, predicted: np.ndarray, classes: Sequence[
     values = [int(value) for value in classes]
     if true.ndim != 1 or true.shape != predicted.shape:
         raise UsageError(
-            f"True and predicted labels must be two vectors of one length, got {true.shape} and {predicted.shape}."
+            f"true and predicted labels must be two vectors of one length, got {true.shape} and {predicted.shape}"
         )
     if true.size == 0:
-        raise InputDataError("There is no test pixel to score; the split left none for any class.")
+        raise InputDataError("there is no test pixel to score; the split left none for any class")
     if not values or len(set(values)) != len(values) or UNCLASSIFIED in values:
-        raise UsageError(f"Classes must be distinct values other than 0, got {values}.")
+        raise UsageError(f"classes must be distinct values other than 0, got {values}")
     strangers = np.setdiff1d(true, values)
     if strangers.size:
         raise InputDataError(
-            f"True labels hold the values {strangers[:10].tolist()}, which no class has; "
-            f"the classes are {values}. Add them to the class table or leave those pixels out."
+            f"true labels hold the values {strangers[:10].tolist()}, which no class has; "
+            f"the classes are {values}. Add them to the class table or leave those pixels out"
         )
     return values
 

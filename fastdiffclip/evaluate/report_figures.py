@@ -97,7 +97,7 @@ def figure_curves(
     from matplotlib.figure import Figure
 
     if not series:
-        raise UsageError("There is no curve to draw.")
+        raise UsageError("there is no curve to draw")
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "|".join(series), "font.size": 9}):
         figure = Figure(figsize=(7.6, 3.2) if markers else (5.6, 3.0), layout="constrained")
         axes = figure.add_subplot()

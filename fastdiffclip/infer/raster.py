@@ -173,23 +173,23 @@ def read_class_map(path: str | Path) -> ClassMap:
 
     path = Path(path)
     if not path.is_file():
-        raise InputDataError(f"There is no class map {path}; give a one-band raster of class values.")
+        raise InputDataError(f"there is no class map {path}; give a one-band raster of class values")
     try:
         with _quiet(), rasterio.open(path) as raster:
             if raster.count != 1:
-                raise InputDataError(f"{path} has {raster.count} bands; a class map has one band of class values.")
+                raise InputDataError(f"{path} has {raster.count} bands; a class map has one band of class values")
             stored, nodata, tags = raster.read(1), raster.nodata, raster.tags(1)
             crs = None if raster.crs is None else raster.crs.to_wkt()
             transform = None if raster.transform.is_identity else tuple(raster.transform)[:6]
     except rasterio.errors.RasterioError as error:
-        raise InputDataError(f"{path} cannot be read as a raster ({error}); give a GeoTIFF class map.") from error
+        raise InputDataError(f"{path} cannot be read as a raster ({error}); give a GeoTIFF class map") from error
     empty = np.isnan(stored) if stored.dtype.kind == "f" else np.zeros(stored.shape, bool)
     if nodata is not None and not np.isnan(nodata):
         empty |= stored == nodata
     stored = np.where(empty, NODATA, stored)
     if stored.min() < 0 or stored.max() > 65535 or (stored.dtype.kind == "f" and (stored % 1).any()):
         raise InputDataError(
-            f"{path} holds values from {stored.min()} to {stored.max()}; class values are whole numbers, 0 to 65535."
+            f"{path} holds values from {stored.min()} to {stored.max()}; class values are whole numbers, 0 to 65535"
         )
     names = {int(key[6:]): name for key, name in tags.items() if key.startswith("class_") and key[6:].isdigit()}
     return ClassMap(stored.astype(np.uint16), nodata, names, crs, transform)
@@ -198,14 +198,14 @@ def read_class_map(path: str | Path) -> ClassMap:
 def check_map(class_map: np.ndarray, classes: Sequence[ClassInfo]) -> None:
     if class_map.ndim != 2 or class_map.dtype not in (np.uint8, np.uint16) or class_map.size == 0:
         raise UsageError(
-            f"A class map is (height, width) of uint8 or uint16, got {class_map.shape} of {class_map.dtype}."
+            f"a class map is (height, width) of uint8 or uint16, got {class_map.shape} of {class_map.dtype}"
         )
     counts = np.bincount(class_map.ravel())
     strangers = set(np.flatnonzero(counts).tolist()) - {item.value for item in classes} - {NODATA}
     if strangers:
         raise InputDataError(
-            f"The map holds the values {sorted(strangers)[:10]}, which no class has; "
-            f"the classes are {[item.value for item in classes]}."
+            f"the map holds the values {sorted(strangers)[:10]}, which no class has; "
+            f"the classes are {[item.value for item in classes]}"
         )
 
 
@@ -217,14 +217,14 @@ def _write_rows(raster: Any, blocks: Iterator[np.ndarray], shape: tuple[int, int
     done, written = 0, []
     for block in blocks:
         if block.ndim != 3 or block.shape[::2] != (bands, width) or done + block.shape[1] > height:
-            raise UsageError(f"A block of probabilities is {block.shape} at row {done} of a raster of {shape}.")
+            raise UsageError(f"a block of probabilities is {block.shape} at row {done} of a raster of {shape}")
         block = np.ascontiguousarray(block, dtype=raster.dtypes[0])
         window = Window(0, done, width, block.shape[1])
         raster.write(block, window=window)
         written.append((window, crc32(block.data)))
         done += block.shape[1]
     if done != height:
-        raise UsageError(f"The blocks of probabilities hold {done} rows, the raster has {height}.")
+        raise UsageError(f"the blocks of probabilities hold {done} rows, the raster has {height}")
     return written
 
 
@@ -271,7 +271,7 @@ def _parse_crs(wkt: str) -> Any:
     try:
         return CRS.from_wkt(wkt)
     except CRSError as error:
-        raise InputDataError(f"The scene's CRS cannot be read ({error}); give it as WKT.") from error
+        raise InputDataError(f"the scene's CRS cannot be read ({error}); give it as WKT") from error
 
 
 def metres_per_unit(crs_wkt: str | None) -> float | None:

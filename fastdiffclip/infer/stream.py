@@ -120,11 +120,10 @@ def predict(
             probabilities, blocks, height=scene.height, width=scene.width, classes=classifier.classes, **grid
         )
         files.append(Path(probabilities))
-    small = max(item.value for item in classifier.classes) < 256
-    write_class_map(out, class_map.astype(np.uint8) if small else class_map, classes=classifier.classes, **grid)
+    write_class_map(out, class_map, classes=classifier.classes, **grid)
     areas = class_areas(class_map, classifier.classes, **grid)
     if png is not None:
-        write_class_png(png, class_map, classes=classifier.classes, title=scene.name)
+        write_class_png(png, class_map, classes=classifier.classes, title=scene.name, **grid)
         files.append(Path(png))
     nodata = int((class_map == NODATA).sum())
     return Prediction(class_map, areas, files, time.monotonic() - began, nodata)

@@ -73,7 +73,7 @@ class FrontEnd:
         source, transform = self.inputs[modality], self.transforms[modality]
         if block.shape[-1] != source.bands:
             raise InputDataError(
-                f"'{modality}' has {block.shape[-1]} bands, but the front end was fitted on {source.bands}."
+                f"'{modality}' has {block.shape[-1]} bands, but the front end was fitted on {source.bands}"
             )
         x = block if len(source.kept) == source.bands else block[..., source.kept]
         valid = valid & np.isfinite(x).all(axis=-1) if x.dtype.kind == "f" else valid
@@ -110,9 +110,9 @@ class FrontEnd:
         for name, source in self.inputs.items():
             if name not in scene.modalities:
                 raise InputDataError(
-                    f"Scene '{scene.name}' has no modality '{name}'{nearest(name, list(scene.modalities))}: "
+                    f"scene '{scene.name}' has no modality '{name}'{nearest(name, list(scene.modalities))}: "
                     f"the front end needs {', '.join(self.inputs)}, "
-                    f"the scene has {', '.join(scene.modalities)}."
+                    f"the scene has {', '.join(scene.modalities)}"
                 )
             _check_modality(f"'{name}' of scene '{scene.name}'", scene.modalities[name], source)
 
@@ -166,7 +166,7 @@ class FrontEnd:
                     transforms[name] = Projection(*parts, rms_floor=entry["rms_floor"])
             return cls(kind=meta["kind"], inputs=inputs, transforms=transforms)
         except KeyError as error:
-            raise InputDataError(f"The stored front end lacks {error}: the model file is damaged.") from error
+            raise InputDataError(f"the stored front end lacks {error}: the model file is damaged") from error
 
 
 def _folded_values(stored: np.ndarray, transform: Standard) -> np.ndarray:
@@ -209,12 +209,12 @@ def _method_of(transform: Standard | Projection) -> str:
 
 def _check_modality(where: str, modality: Modality, source: ModalityInput) -> None:
     if modality.bands != source.bands:
-        raise InputDataError(f"{where} has {modality.bands} bands, but the front end was fitted on {source.bands}.")
+        raise InputDataError(f"{where} has {modality.bands} bands, but the front end was fitted on {source.bands}")
     if (modality.scale, modality.offset) != (source.scale, source.offset):
         raise InputDataError(
             f"{where} has scale {modality.scale:g} and offset {modality.offset:g}, but the front end was "
             f"fitted on scale {source.scale:g} and offset {source.offset:g}: ingest the scenes with the same "
-            "--scale."
+            "--scale"
         )
     waves = wavelengths_in_nm(modality)
     if waves is not None and source.wavelengths_nm is not None:
@@ -224,12 +224,12 @@ def _check_modality(where: str, modality: Modality, source: ModalityInput) -> No
             raise InputDataError(
                 f"{where} has band {band + 1} at {waves[band]:g} nm, but the front end was fitted with "
                 f"that band at {source.wavelengths_nm[band]:g} nm: at most {_WAVELENGTH_TOLERANCE_NM:g} nm "
-                "may lie between them."
+                "may lie between them"
             )
     if modality.bad_bands is not None:
         lost = source.kept[np.asarray(modality.bad_bands, bool)[source.kept]]
         if len(lost):
             raise InputDataError(
                 f"{where} marks band {lost[0] + 1} as bad, but the front end was fitted on it: train on "
-                "scenes that mark it bad as well, or clear the mark."
+                "scenes that mark it bad as well, or clear the mark"
             )

@@ -81,9 +81,9 @@ def fit_front_end(kind: str, scenes: Sequence[Scene], components: int = 30) -> F
     not go together, or a modality has no valid pixel or no good band.
     """
     if kind not in KINDS:
-        raise UsageError(f"There is no front end '{kind}'{nearest(kind, KINDS)}: choose {' or '.join(KINDS)}.")
+        raise UsageError(f"there is no front end '{kind}'{nearest(kind, KINDS)}: choose {' or '.join(KINDS)}")
     if not scenes or components < 1:
-        raise UsageError(f"A front end needs at least one scene and one component, got {len(scenes)} and {components}.")
+        raise UsageError(f"a front end needs at least one scene and one component, got {len(scenes)} and {components}")
     inputs = {name: _common_input(scenes, name) for name in scenes[0].modalities}
     for scene in scenes:
         FrontEnd(kind, inputs, {}).check(scene)
@@ -125,8 +125,8 @@ def prepare_scenes(scenes: Sequence[Scene], front_end: FrontEnd, memory_bytes: i
     needed = prepared_bytes(scenes, front_end)
     if memory_bytes is not None and needed > memory_bytes:
         raise ResourceError(
-            f"The prepared scenes need {needed / 2**30:.2f} GiB, more than the budget of "
-            f"{memory_bytes / 2**30:.2f} GiB: raise the budget, or read windows from disk."
+            f"the prepared scenes need {needed / 2**30:.2f} GiB, more than the budget of "
+            f"{memory_bytes / 2**30:.2f} GiB: raise the budget, or read windows from disk"
         )
     sizes = np.array([[s.height, s.width] for s in scenes], np.int64).reshape(-1, 2)
     ends = np.cumsum(sizes.prod(axis=1))
@@ -199,9 +199,7 @@ def _common_input(scenes: Sequence[Scene], name: str) -> ModalityInput:
         if modality is not None and modality.bad_bands is not None and modality.bands == first.bands:
             bad |= np.asarray(modality.bad_bands, bool)
     if bad.all():
-        raise InputDataError(
-            f"'{name}' of scene '{scenes[0].name}' has no good band: all {first.bands} are marked bad."
-        )
+        raise InputDataError(f"'{name}' of scene '{scenes[0].name}' has no good band: all {first.bands} are marked bad")
     return ModalityInput(first.bands, np.flatnonzero(~bad), wavelengths_in_nm(first), first.scale, first.offset)
 
 
@@ -210,7 +208,7 @@ def _combined_statistics(scenes: Sequence[Scene], name: str) -> tuple[np.ndarray
     parts = [s.modalities[name] for s in scenes if s.modalities[name].valid_pixels > 0]
     if not parts:
         raise InputDataError(
-            f"'{name}' has no valid pixel in {', '.join(s.name for s in scenes)}: check nodata and the validity masks."
+            f"'{name}' has no valid pixel in {', '.join(s.name for s in scenes)}: check nodata and the validity masks"
         )
     counts = np.array([p.valid_pixels for p in parts], np.float64)[:, None]
     means = np.array([p.mean for p in parts], np.float64)

@@ -71,7 +71,7 @@ def make_split(
     radius = window_radius(window)
     table = find_labelled(labels, valid)
     if len(table.values) == 0:
-        raise InputDataError("No valid pixel of the scenes is labelled: a split needs labelled pixels.")
+        raise InputDataError("no valid pixel of the scenes is labelled: a split needs labelled pixels")
     draw = _Draw(table, shots, seed, radius, class_names)
     if kind == "disjoint":
         chosen, test, regions = _disjoint(draw)
@@ -181,8 +181,8 @@ def _refuse_short(draw: _Draw, pools: Mapping[int, int]) -> None:
     short = short or [c for c in draw.classes if pools[c] == 0]
     listed = ", ".join(f"'{draw.names[c]}' has {pools[c]}" for c in short)
     raise InputDataError(
-        f"Too few valid labelled pixels to draw {draw.shots or 'any'} training shots from: {listed}; "
-        "label more, ask for fewer --shots, or take what there is with --on-short use-all."
+        f"too few valid labelled pixels to draw {draw.shots or 'any'} training shots from: {listed}; "
+        "label more, ask for fewer --shots, or take what there is with --on-short use-all"
     )
 
 
@@ -195,16 +195,16 @@ def _check_arguments(
     test_limit: int | None,
 ) -> None:
     if kind not in KINDS:
-        raise UsageError(f"There is no split '{kind}'{nearest(kind, KINDS)}: choose {', '.join(KINDS)}.")
+        raise UsageError(f"there is no split '{kind}'{nearest(kind, KINDS)}: choose {', '.join(KINDS)}")
     if on_short not in ("error", "use-all"):
-        raise UsageError(f"--on-short is 'error' or 'use-all', not '{on_short}'.")
+        raise UsageError(f"--on-short is 'error' or 'use-all', not '{on_short}'")
     for name, value, least in (("shots", shots, 1), ("test limit", test_limit, 1), ("seed", seed, 0)):
         if value is not None and value < least:
-            raise UsageError(f"The {name} must be at least {least}, not {value}.")
+            raise UsageError(f"the {name} must be at least {least}, not {value}")
     if kind == "official" and official_test is None:
         raise UsageError(
-            "The official split needs a training and a test label map, and the scene has one map: ingest "
-            "both with --labels train=... --labels test=..., or use --split disjoint."
+            "the official split needs a training and a test label map, and the scene has one map: ingest "
+            "both with --labels train=... --labels test=..., or use --split disjoint"
         )
 
 

@@ -55,7 +55,7 @@ _parallel = threading.Lock()
 def window_radius(window: int) -> int:
     """Return ``window // 2``; raise UsageError for an even window or one below 1."""
     if window < 1 or window % 2 == 0:
-        raise UsageError(f"The window must be odd and at least 1, not {window}: choose {max(1, window + 1)}.")
+        raise UsageError(f"the window must be odd and at least 1, not {window}: choose {max(1, window + 1)}")
     return window // 2
 
 
@@ -170,12 +170,12 @@ def _use_threads(threads: int | None) -> None:
 
 def _choose(impl: str | None, dtype: np.dtype) -> Callable[..., None] | None:
     if impl not in (None, "numba", "numpy"):
-        raise UsageError(f"The window gather has no implementation '{impl}': choose numba or numpy.")
+        raise UsageError(f"the window gather has no implementation '{impl}': choose numba or numpy")
     if impl == "numpy" or (impl is None and dtype.name not in _NUMBA_DTYPES):
         return None
     compiled, reason = _compiled(dtype.name)
     if compiled is None and impl == "numba":
-        raise ResourceError(f"The numba window gather does not work here ({reason}): leave impl out to use numpy.")
+        raise ResourceError(f"the numba window gather does not work here ({reason}): leave impl out to use numpy")
     return compiled
 
 

@@ -199,7 +199,7 @@ def test_wrong_input_is_found_before_pretraining(
         raise AssertionError("pretraining began")
 
     monkeypatch.setattr(runner, "train_umd", never)
-    with pytest.raises(InputDataError, match="Too few valid labelled pixels"):
+    with pytest.raises(InputDataError, match="too few valid labelled pixels"):
         evaluate([small_scene], Plan(shots=(500,), seeds=1), small_config, device="cpu")
     with pytest.raises(UsageError):
         evaluate([small_scene], Plan(seeds=1, prompts="p9"), small_config, device="cpu")

@@ -280,7 +280,7 @@ def test_wrong_arguments_are_refused(kind: str, arguments: dict, message: str) -
 def test_maps_and_masks_must_agree_and_something_must_be_labelled() -> None:
     with pytest.raises(ValueError, match="differ"):
         split("random", [np.ones((5, 5), np.uint16)], [np.ones((5, 4), bool)])
-    with pytest.raises(InputDataError, match="No valid pixel"):
+    with pytest.raises(InputDataError, match="no valid pixel"):
         split("random", [np.zeros((5, 5), np.uint16)])
 
 

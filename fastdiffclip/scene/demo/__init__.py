@@ -172,8 +172,8 @@ def make_demo(seed: int = 0, height: int = 200, width: int = 300) -> DemoScene:
     """
     if seed < 0 or height < 40 or width < 60:
         raise UsageError(
-            f"The built-in scene cannot be made with seed {seed} at {height} x {width} pixels: "
-            "give a seed of 0 or more and at least 40 rows and 60 columns."
+            f"the built-in scene cannot be made with seed {seed} at {height} x {width} pixels: "
+            "give a seed of 0 or more and at least 40 rows and 60 columns"
         )
     rows, cols = height * sensor.SUBPIXELS, width * sensor.SUBPIXELS
     canvas = Canvas(plan.EXTENT_Y, plan.EXTENT_X, rows, cols)
