@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -276,8 +275,3 @@ OPS: dict[str, Callable[[str, str, torch.device], tuple[float, float]]] = {
     "contrastive": gate_contrastive,
     "short_attention": gate_short_attention,
 }
-
-
-def same_classes(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of rows whose largest entry is at the same place."""
-    return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())

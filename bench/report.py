@@ -48,11 +48,6 @@ def render(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _error(verdict: dict[str, Any]) -> str:
-    error = "not a number or infinite" if verdict["error"] is None else f"{verdict['error']:.3g}"
-    return f"error {error}, allowed {verdict['bound']:.3g}"
-
-
 def compare_results(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Rows that both results have, with both medians and a / b (above 1: B is faster)."""
     known = {tuple(row[k] for k in KEY): row for row in a["rows"]}

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fastdiffclip.errors import UsageError, nearest
+from fastdiffclip.files import config_text
 
 RECIPES = ("best", "paper", "demo")
 
@@ -120,7 +121,7 @@ def load_config(recipe: str = "best", file: Path | str | None = None, overrides:
         _merge(changes, _read_override(text))
     base = changes.get("recipe", recipe)
     base = base if base in RECIPES else recipe
-    tree = _read_yaml(recipe_text(base), f"{base}.yaml")
+    tree = _read_yaml(config_text(f"{base}.yaml"), f"{base}.yaml")
     _merge(tree, changes)
     return build_config(tree)
 
@@ -144,13 +145,6 @@ def build_config(tree: Mapping[str, Any]) -> Config:
 def dump_config(config: Config) -> str:
     """The configuration as YAML; :func:`load_config` reads it back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def recipe_text(name: str) -> str:
-    """The YAML text of a shipped configuration."""
-    from importlib.resources import files
-
-    return files("fastdiffclip.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def _read_yaml(text: str, where: str) -> dict[str, Any]:

@@ -1,13 +1,25 @@
-"""Files and folders that appear whole or not at all."""
+"""Files that ship with the project, and files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from fastdiffclip.errors import ResourceError, UsageError
+
+
+def config_text(name: str) -> str:
+    """The text of a file of ``fastdiffclip.configs``, or of a bare checkout's ``configs``."""
+    try:
+        folder: Any = resources.files("fastdiffclip.configs")
+    except ModuleNotFoundError:
+        folder = Path(__file__).parents[1] / "configs"
+    text: str = folder.joinpath(*name.split("/")).read_text(encoding="utf-8")
+    return text
 
 
 @contextmanager

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 BASE = {"errors", "config", "files", "runtime", "__version__"}
 STAGE = BASE | {"scene", "model", "kernels", "checkpoint"}
 MAY_IMPORT = {
-    "errors": set(), "config": {"errors"}, "files": {"errors"}, "runtime": {"errors", "config"}, "configs": set(),
+    "errors": set(), "config": {"errors", "files"}, "files": {"errors"}, "runtime": {"errors", "config"},
+    "configs": set(),
     "scene": BASE, "kernels": BASE, "model": BASE | {"kernels"}, "checkpoint": BASE | {"model"},
     "train": STAGE, "infer": STAGE, "evaluate": BASE | {"scene", "train", "infer"},
 }  # fmt: skip

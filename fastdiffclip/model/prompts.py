@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fastdiffclip.errors import InputDataError, UsageError, nearest
+from fastdiffclip.files import config_text
 
 STYLES = ("p1", "p2", "p3", "p4", "p5")
 PRESETS = ("houston2013", "trento", "muufl")
@@ -134,15 +134,6 @@ def load_preset(name: str) -> PromptPreset:
     rows = document["classes"]
     colours = tuple(_rgb(row["colour"]) for row in rows)
     return PromptPreset(name, tuple(document["modalities"]), _preset_classes(rows, where), colours)
-
-
-def config_text(name: str) -> str:
-    """The text of a file of ``fastdiffclip.configs``, or of a bare checkout's ``configs``."""
-    try:
-        folder: Any = resources.files("fastdiffclip.configs")
-    except ModuleNotFoundError:
-        folder = Path(__file__).parents[2] / "configs"
-    return folder.joinpath(*name.split("/")).read_text(encoding="utf-8")
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

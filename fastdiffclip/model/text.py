@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiffclip.errors import InputDataError
-from fastdiffclip.model.prompts import config_text
+from fastdiffclip.files import config_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

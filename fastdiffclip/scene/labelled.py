@@ -99,10 +99,7 @@ def labelled_pixels(scenes: Sequence[Scene], classes: Sequence[int] | None = Non
         maps.append(union)
         train.append(named.get("train"))
         test.append(named.get("test"))
-        usable = np.ones(shape, dtype=bool)
-        for name in scene.modalities:
-            usable &= scene.read_valid(name)
-        valid.append(usable)
+        valid.append(scene.read_valid_everywhere())
     present = np.zeros(1 << 16, dtype=bool)
     for labels, usable in zip(maps, valid, strict=True):
         present[labels[usable]] = True

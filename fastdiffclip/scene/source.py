@@ -8,7 +8,7 @@ import numpy as np
 
 from fastdiffclip.scene.prepare import FrontEnd, PreparedScenes, prepare_scenes, prepared_bytes
 from fastdiffclip.scene.store import Scene
-from fastdiffclip.scene.windows import gather_windows, read_windows
+from fastdiffclip.scene.windows import crop_centres, gather_windows, read_windows
 
 
 class WindowSource:
@@ -37,6 +37,5 @@ class WindowSource:
                 for part in self._whole.modalities.values()
             ]
         crops = read_windows(self.scenes, self.front_end, centres, self.window)
-        radius = self.window // 2
-        own = np.stack([np.arange(len(centres)), *np.full((2, len(centres)), radius)], axis=1).astype(np.int64)
+        own = crop_centres(len(centres), self.window)
         return [gather_windows(part, crops.extents, own, self.window) for part in crops.modalities.values()]

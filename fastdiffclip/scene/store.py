@@ -94,6 +94,10 @@ class Scene:
         self._modality(modality)
         return self._read(f"{modality}_valid", rows, cols)
 
+    def read_valid_everywhere(self) -> np.ndarray:
+        """Return (height, width) bool: pixels that are valid in every modality."""
+        return np.logical_and.reduce([self.read_valid(name) for name in self.modalities])
+
     def read_labels(self, name: str = "labels") -> np.ndarray:
         """Return a label map (height, width), uint16, 0 = unlabelled; raises as :meth:`read`."""
         if name not in self.label_maps:

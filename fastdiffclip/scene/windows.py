@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fastdiffclip.scene.store import Scene
 
 __all__ = [
+    "crop_centres",
     "gather_backend",
     "gather_windows",
     "iter_row_blocks",
@@ -57,6 +58,12 @@ def window_radius(window: int) -> int:
     if window < 1 or window % 2 == 0:
         raise UsageError(f"the window must be odd and at least 1, not {window}: choose {max(1, window + 1)}")
     return window // 2
+
+
+def crop_centres(count: int, window: int) -> np.ndarray:
+    """Return the centres (count, 3) int64 of the scenes of ``read_windows``: (number, r, r)."""
+    radius = window_radius(window)
+    return np.stack([np.arange(count), *np.full((2, count), radius)], axis=1).astype(np.int64)
 
 
 def gather_windows(

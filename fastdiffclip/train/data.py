@@ -14,7 +14,7 @@ from fastdiffclip.errors import InputDataError
 from fastdiffclip.kernels import FlatScene, philox
 from fastdiffclip.scene.prepare import FrontEnd, PreparedScenes, prepare_scenes, prepared_bytes
 from fastdiffclip.scene.store import Scene
-from fastdiffclip.scene.windows import read_windows, valid_centres
+from fastdiffclip.scene.windows import crop_centres, read_windows, valid_centres
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,12 @@ def umd_data(
     candidates = np.concatenate([_scene_centres(number, scene) for number, scene in enumerate(scenes)])
     centres = _draw(candidates, samples, seed)
     prepared = read_windows(scenes, front_end, centres, window)
-    radius = window // 2
-    own = np.stack([np.arange(len(centres)), *np.full((2, len(centres)), radius)], axis=1).astype(np.int64)
+    own = crop_centres(len(centres), window)
     return UmdData(flatten(prepared, device), torch.from_numpy(own).to(device))
 
 
 def _scene_centres(number: int, scene: Scene) -> np.ndarray:
-    valid = np.ones((scene.height, scene.width), dtype=bool)
-    for name in scene.modalities:
-        valid &= scene.read_valid(name)
-    rows, cols = np.nonzero(valid)
+    rows, cols = np.nonzero(scene.read_valid_everywhere())
     return np.stack([np.full_like(rows, number), rows, cols], axis=1).astype(np.int64)
 
 

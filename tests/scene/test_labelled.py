@@ -10,7 +10,7 @@ import pytest
 
 from fastdiffclip.errors import InputDataError, UsageError
 from fastdiffclip.scene.labelled import labelled_pixels
-from fastdiffclip.scene.store import ClassInfo
+from fastdiffclip.scene.store import ClassInfo, Scene
 
 TABLE = (ClassInfo(3, "water"), ClassInfo(1, "grass"), ClassInfo(2, "roof"), ClassInfo(9, "never"))
 
@@ -35,6 +35,8 @@ class Maps:
 
     def read_valid(self, name: str) -> np.ndarray:
         return self.valid[name]
+
+    read_valid_everywhere = Scene.read_valid_everywhere
 
 
 def grid(*values: int) -> np.ndarray:
