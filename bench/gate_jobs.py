@@ -29,7 +29,7 @@ def _step_error(setup: UmdSetup | FlcSetup, dtype: str) -> float:
     for number in range(4):
         setup.engine.zero_grad()
         setup.plain.model.zero_grad()
-        found, truth = setup.step(number), setup.plain_loss(number)
+        found, truth = setup.engine_loss(number), setup.plain_loss(number)
         truth.backward()
         expected = float(truth.detach())
         worst = max(worst, abs(found - expected) / abs(expected) if found == found else float("inf"))

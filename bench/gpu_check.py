@@ -131,7 +131,7 @@ def _losses(setup: Any, steps: int) -> tuple[list[float], list[float]]:
     for number in range(steps):
         for optimiser in optimisers:
             optimiser.zero_grad(set_to_none=True)
-        ours.append(setup.step(number))
+        ours.append(setup.engine_loss(number))
         loss = setup.plain_loss(number)
         loss.backward()
         plain.append(float(loss.detach()))

@@ -133,6 +133,10 @@ class UmdSetup:
     plain: plain.PlainUmd
     batch: int
 
+    def engine_loss(self, number: int) -> float:
+        """The engine's loss of optimiser step ``number``; gradients are added to its parameters'."""
+        return float(self.step(torch.tensor(number, device=self.step.where.device)))
+
     def plain_loss(self, number: int, rng_draw: bool = True) -> Tensor:
         """The plain loss of optimiser step ``number``: the engine's windows; its masks, noise and t if ``rng_draw``."""
         step, device = self.step, self.plain.schedule.device
@@ -175,6 +179,10 @@ class FlcSetup:
     plain: plain.PlainFlc
     centres: np.ndarray
     batch: int
+
+    def engine_loss(self, number: int) -> float:
+        """See :meth:`UmdSetup.engine_loss`."""
+        return float(self.step(torch.tensor(number, device=self.step.where.device)))
 
     def plain_loss(self, number: int) -> Tensor:
         """The plain loss of optimiser step ``number``, on the engine's batch."""

@@ -43,7 +43,7 @@ class Job:
     def opened(self, paths: Sequence[Path]) -> Iterator[list[Scene]]:
         """The scenes; a dry run writes the built-in one into a temporary folder."""
         set_threads(self.threads)
-        Compute.choose(self.device, self.config.precision)
+        Compute.choose(self.device, self.config.precision, self.config.compile)
         if paths or not self.dry_run:
             yield workflow.open_scenes(paths)
             return

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 from fastdiffclip import checkpoint
 from fastdiffclip.config import Config
 from fastdiffclip.errors import InputDataError
-from fastdiffclip.runtime import Progress, deferred_signals, silent
+from fastdiffclip.kernels import philox
+from fastdiffclip.runtime import Progress, deferred_signals, seconds_since_start, silent
+from fastdiffclip.train.steps import NonFiniteLoss, StepLoss, take_steps
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -28,6 +29,32 @@ def slices(batch: int, micro: int, rows: int) -> Iterator[slice]:
     """Slices of ``micro`` rows that hold at least one of the first ``rows`` real ones."""
     for first in range(0, min(batch, rows), micro):
         yield slice(first, min(first + micro, batch))
+
+
+class EpochOrder:
+    """Which samples make up a step: epochs are permutations of all, cut into batches, the last one padded.
+
+    Everything is found on the device from the step's number, so that a graph can do it.
+    """
+
+    def __init__(self, seed: int, samples: int, batch: int, device: torch.device) -> None:
+        self.samples, self.batch = samples, batch
+        self.steps_per_epoch = -(-samples // batch)
+        self._seed = torch.tensor(seed, dtype=torch.int64, device=device)
+        self._place = torch.arange(batch, device=device)
+
+    def rng(self, step: Tensor, first: int) -> Tensor:
+        """State of the random numbers at ``step`` for the rows from ``first`` on, see ``philox.rng_state``."""
+        return torch.stack([self._seed, step, torch.full_like(step, first)])
+
+    def __call__(self, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples of ``step``, ``(batch,)`` int64, and how many of them count (scalar); padding repeats the first."""
+        epoch, number = step // self.steps_per_epoch, step % self.steps_per_epoch
+        order = philox.permutation(self.rng(epoch, 0), philox.SHUFFLE, self.samples)
+        first = number * self.batch
+        place = first + self._place
+        chosen = order[torch.where(place < self.samples, place, first)]
+        return chosen, (self.samples - first).clamp(max=self.batch)
 
 
 def adam(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam:
@@ -41,7 +68,11 @@ def adam(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam:
                 seen.add(id(parameter))
                 (decayed if isinstance(module, nn.Linear) and name == "weight" else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.Adam([group for group in groups if group["params"]], lr=lr, fused=True)
+    groups = [group for group in groups if group["params"]]
+    device = next(model.parameters()).device
+    if device.type == "cuda":  # a graph reads the rate from the device
+        return torch.optim.Adam(groups, lr=torch.tensor(lr, device=device), fused=True, capturable=True)
+    return torch.optim.Adam(groups, lr=lr, fused=True)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -86,6 +117,7 @@ class Loop:
     identity: str = ""
     progress: Progress = silent
     losses: list[float] = field(default_factory=list)
+    seconds_to_first_step: float | None = None
 
     def resume(self) -> int:
         """Take up the finished run or the newest checkpoint of the folder; returns the step to go on with."""
@@ -116,41 +148,44 @@ class Loop:
         tensors[checkpoint.LOSSES] = torch.tensor(self.losses, dtype=torch.float64)
         checkpoint.save_checkpoint(self.folder, step, tensors, self.identity)
 
-    def run(self, step_loss: Callable[[int], float], windows_per_step: int, first: int = 0) -> list[float]:
-        """Run the steps; ``step_loss(step)`` accumulates gradients and returns the loss.
+    def run(self, step_loss: StepLoss, windows_per_step: int, first: int = 0) -> list[float]:
+        """Take the steps from ``first`` on.
 
         Raises:
             InterruptedRunError: a signal came; the step in flight was finished and a checkpoint saved.
             InputDataError: the loss is not a finite number; the step is named.
         """
+        steps = take_steps(step_loss, self.optimiser, self.learning_rate, self.total, first)
         began = saved = time.monotonic()
         with deferred_signals() as stop:
             for step in range(first, self.total):
-                self._step(step, step_loss)
-                elapsed = time.monotonic() - began
-                rate = (step - first + 1) * windows_per_step / max(elapsed, 1e-9)
-                self.progress(self.stage, step + 1, self.total, f"loss {self.losses[-1]:.4f}  {rate:.0f} windows/s")
+                self._taken(steps.advance, step)
+                if self.seconds_to_first_step is None:
+                    self.seconds_to_first_step = seconds_since_start()
+                rate = (step - first + 1) * windows_per_step / max(time.monotonic() - began, 1e-9)
+                self.progress(self.stage, step + 1, self.total, f"{self._last_loss()}{rate:.0f} windows/s")
                 due = time.monotonic() - saved > CHECKPOINT_SECONDS and step + 1 < self.total
                 if due or stop.signal is not None:
+                    self._taken(steps.settle)
                     self.save(step + 1)
                     saved = time.monotonic()
                 where = f"; continue with --resume --out {self.folder}" if self.folder else ""
                 stop.raise_if_set(f"{self.stage} was interrupted after step {step + 1} of {self.total}{where}")
+        self._taken(steps.settle)
         self.write_log()
         return self.losses
 
-    def _step(self, step: int, step_loss: Callable[[int], float]) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate(step)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss = step_loss(step)
-        if not math.isfinite(loss):
+    def _taken(self, call: Callable[..., list[float]], *step: int) -> None:
+        try:
+            self.losses += call(*step)
+        except NonFiniteLoss as found:
             raise InputDataError(
-                f"{self.stage}: the loss became {loss} at step {step}; lower the learning rate, "
+                f"{self.stage}: the loss became {found.loss} at step {found.step}; lower the learning rate, "
                 f"or look for extreme values with 'fastdiffclip scene verify'"
-            )
-        self.optimiser.step()
-        self.losses.append(loss)
+            ) from None
+
+    def _last_loss(self) -> str:
+        return f"loss {self.losses[-1]:.4f}  " if self.losses else ""
 
     def write_log(self) -> None:
         """``log.csv``: step, learning rate, loss."""

@@ -17,7 +17,7 @@ from fastdiffclip import checkpoint
 from fastdiffclip.config import Config, load_config
 from fastdiffclip.errors import InputDataError
 from fastdiffclip.files import open_folder
-from fastdiffclip.kernels import contrastive, philox
+from fastdiffclip.kernels import contrastive
 from fastdiffclip.kernels.reference import unit
 from fastdiffclip.model.language_classifier import LanguageClassifier
 from fastdiffclip.model.prompts import ClassText, resolve_prompts
@@ -27,8 +27,9 @@ from fastdiffclip.scene.labelled import Labelled
 from fastdiffclip.scene.prepare import FrontEnd, fit_front_end
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import ClassInfo, Scene
+from fastdiffclip.scene.windows import require_whole_windows
 from fastdiffclip.train.data import scene_records
-from fastdiffclip.train.engine import Loop, adam, fingerprint, settings_of, weights_digest
+from fastdiffclip.train.engine import EpochOrder, Loop, adam, fingerprint, settings_of, weights_digest
 from fastdiffclip.train.umd import UmdResult
 
 FEATURE_BATCH = 64
@@ -97,40 +98,34 @@ class FlcStep:
         self.tokens, self.end = trim_context(tokens, end).to(where.device), end.to(where.device)
         self.batch = min(config.flc.batch, len(labels))
         self.steps_per_epoch = math.ceil(len(labels) / self.batch)
+        self.order = EpochOrder(seed, len(labels), self.batch, where.device)
+        self.embed_image = where.compiled(model.head if isinstance(images, Tensor) else model.embed_image)
+        self.embed_text = where.compiled(model.embed_text)
 
     def learning_rate(self, step: int) -> float:
         """Rate of ``step``: dropped by ``gamma`` at each milestone."""
         share = (step // self.steps_per_epoch) / self.config.flc.epochs
         return self.config.flc.lr * self.config.flc.gamma ** sum(share >= m for m in self.config.flc.milestones)
 
-    def embed(self, order: Tensor) -> Tensor:
-        """Image embeddings of the shots ``order``."""
-        if isinstance(self.images, Tensor):
-            embedded: Tensor = self.model.head(self.images[order])
-            return embedded
-        return self.model.embed_image([part[order] for part in self.images])
-
-    def __call__(self, step: int) -> float:
-        epoch, number = divmod(step, self.steps_per_epoch)
-        device = self.where.device
-        order = philox.permutation(philox.rng_state(self.seed, epoch, 0, device), philox.SHUFFLE, len(self.labels))
-        order = order[number * self.batch : (number + 1) * self.batch]
-        rows = torch.tensor(len(order), device=device)
-        if len(order) < self.batch:
-            order = torch.cat([order, order[:1].expand(self.batch - len(order))])
+    def __call__(self, step: Tensor) -> Tensor:
+        """Loss of ``step``, a scalar int64 tensor on the device; its gradients are added to the parameters'."""
+        chosen, rows = self.order(step)
         with self.where.autocast():
-            image = self.embed(order)
-            text = self.model.embed_text(self.tokens, self.end)
+            if isinstance(self.images, Tensor):
+                image = self.embed_image(self.images[chosen])
+            else:
+                image = self.embed_image([part[chosen] for part in self.images])
+            text = self.embed_text(self.tokens, self.end)
         loss = contrastive(
             image,
             text,
-            self.labels[order],
+            self.labels[chosen],
             self.model.logit_scale,
             targets=self.config.flc.targets,
             valid_rows=rows,
         )
         loss.backward()
-        return float(loss.detach())
+        return loss.detach()
 
     @torch.no_grad()
     def text_embeddings(self) -> Tensor:
@@ -224,7 +219,7 @@ def train_flc(
         UsageError, InputDataError, ResourceError: see their messages.
     """
     config = config or load_config()
-    where = Compute.choose(device, config.precision)
+    where = Compute.choose(device, config.precision, config.compile)
     if umd is not None:
         check_fits(umd, config)
     folder = None if out is None else open_folder(Path(out), resume)
@@ -265,6 +260,7 @@ def train_flc(
 
 def window_source(scenes: Sequence[Scene], config: Config, umd: UmdResult | None) -> WindowSource:
     """Windows of the scenes as the classifier sees them: through the front end of ``umd``, or a newly fitted one."""
+    require_whole_windows(scenes, config.model.window)
     front_end = umd.front_end if umd is not None else fit_front_end(config.prepare, scenes, config.components)
     return WindowSource(scenes, front_end, config.model.window, memory_budget(config.memory_gib))
 

@@ -22,7 +22,7 @@ from fastdiffclip.runtime import Compute, Progress, memory_budget, silent
 from fastdiffclip.scene.prepare import FrontEnd, fit_front_end
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.train.data import UmdData, scene_records, umd_data
-from fastdiffclip.train.engine import Loop, adam, fingerprint, settings_of, slices
+from fastdiffclip.train.engine import EpochOrder, Loop, adam, fingerprint, settings_of, slices
 
 
 @dataclass(frozen=True)
@@ -57,33 +57,27 @@ class UmdStep:
         self.batch = min(config.umd.batch, len(data.centres))
         self.steps_per_epoch = math.ceil(len(data.centres) / self.batch)
         self.micro = where.micro_batch(config.umd.micro_batch, self.batch)
+        self.order = EpochOrder(seed, len(data.centres), self.batch, where.device)
+        self.network = where.compiled(model)
 
     def rows(self, step: int) -> Tensor:
-        """Centres of the batch of ``step``, ``(rows, 3)``; epochs are permutations of the drawn windows."""
-        epoch, number = divmod(step, self.steps_per_epoch)
-        order = philox.permutation(philox.rng_state(self.seed, epoch), philox.SHUFFLE, len(self.data.centres))
-        return self.data.centres[order[number * self.batch : (number + 1) * self.batch].to(self.where.device)]
+        """Centres of the windows of ``step``, ``(rows, 3)``; epochs are permutations of the drawn windows."""
+        chosen, rows = self.order(torch.tensor(step, device=self.where.device))
+        return self.data.centres[chosen[: int(rows)]]
 
-    def __call__(self, step: int) -> float:
-        centres = self.rows(step)
-        rows, padding = len(centres), self.batch - len(centres)
-        if padding:
-            centres = torch.cat([centres, centres[:1].expand(padding, 3)]).contiguous()
-        device = self.where.device
-        times = philox.uniform_integers(
-            philox.rng_state(self.seed, step, 0, device),
-            philox.TIMESTEP,
-            self.batch,
-            self.config.umd.timesteps,
-        )
-        total, loss = torch.tensor(rows, device=device), torch.zeros((), device=device)
-        for part in slices(self.batch, self.micro, rows):
-            real = (total - part.start).clamp(min=0, max=part.stop - part.start)
-            rng = philox.rng_state(self.seed, step, part.start, device)
-            share = self._loss(centres[part], times[part], rng, real, total)
+    def __call__(self, step: Tensor) -> Tensor:
+        """Loss of ``step``, a scalar int64 tensor on the device; its gradients are added to the parameters'."""
+        chosen, rows = self.order(step)
+        centres, device = self.data.centres[chosen], self.where.device
+        times = philox.uniform_integers(self.order.rng(step, 0), philox.TIMESTEP, self.batch, self.config.umd.timesteps)
+        loss = torch.zeros((), device=device)
+        # Padding alone is not worth a pass; only a CPU knows the number of rows without waiting for it.
+        for part in slices(self.batch, self.micro, self.batch if device.type == "cuda" else int(rows)):
+            real = (rows - part.start).clamp(min=0, max=part.stop - part.start)
+            share = self._loss(centres[part], times[part], self.order.rng(step, part.start), real, rows)
             share.backward()
             loss += share.detach()
-        return float(loss)
+        return loss
 
     def _loss(self, centres: Tensor, times: Tensor, rng: Tensor, real: Tensor, total: Tensor) -> Tensor:
         umd, window = self.config.umd, self.config.model.window
@@ -103,7 +97,7 @@ class UmdStep:
             noisy.append(x)
             ids.append(chosen)
         with self.where.autocast():
-            restored = self.model(noisy, ids, times)
+            restored = self.network(noisy, ids, times)
         shares = [
             masked_mse(
                 restored[m], scene, centres, ids[m], window=window, masked_weight=umd.masked_weight,
@@ -139,7 +133,7 @@ def train_umd(
         UsageError, InputDataError, ResourceError: see their messages.
     """
     config = config or load_config()
-    where = Compute.choose(device, config.precision)
+    where = Compute.choose(device, config.precision, config.compile)
     folder = None if out is None else open_folder(Path(out), resume)
     front_end = fit_front_end(config.prepare, scenes, config.components)
     data = umd_data(

@@ -27,7 +27,7 @@ def test_umd_step_gives_the_loss_of_the_engine(number: int) -> None:
     setup = umd_setup(Sizes.small(), FP32, samples=17, invalid=0.2, micro_batch=5)
     loss = setup.plain_loss(number)
     loss.backward()
-    assert setup.step(number) == pytest.approx(float(loss.detach()), rel=2e-6)
+    assert setup.engine_loss(number) == pytest.approx(float(loss.detach()), rel=2e-6)
     assert_same_gradients(setup.engine, setup.plain.model)
 
 
@@ -43,7 +43,7 @@ def test_flc_step_gives_the_loss_of_the_engine(number: int) -> None:
     setup = flc_setup(Sizes.small(), FP32, samples=17, invalid=0.2)
     loss = setup.plain_loss(number)
     loss.backward()
-    assert setup.step(number) == pytest.approx(float(loss.detach()), rel=2e-6)
+    assert setup.engine_loss(number) == pytest.approx(float(loss.detach()), rel=2e-6)
     assert_same_gradients(setup.engine, setup.plain.model)
 
 

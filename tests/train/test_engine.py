@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from torch import nn
 from fastdiffclip.config import load_config
 from fastdiffclip.errors import InputDataError, InterruptedRunError, UsageError
 from fastdiffclip.train.engine import Loop, adam, fingerprint, settings_of, slices, weights_digest
+from fastdiffclip.train.steps import StepLoss
 
 
 def build(folder: Path | None = None, total: int = 6, identity: str = "id") -> tuple[Loop, torch.Tensor]:
@@ -27,15 +27,16 @@ def build(folder: Path | None = None, total: int = 6, identity: str = "id") -> t
     return loop, layer.weight
 
 
-def loss_of(loop: Loop, signals: dict[int, int] | None = None) -> Callable[[int], float]:
-    def step(number: int) -> float:
+def loss_of(loop: Loop, signals: dict[int, int] | None = None) -> StepLoss:
+    def take(step: torch.Tensor) -> torch.Tensor:
+        number = int(step)
         if signals and number in signals:
             os.kill(os.getpid(), signals[number])
         loss = (loop.model(torch.tensor([[1.0, number + 1.0]])) - 3.0).square().sum()
         loss.backward()
-        return float(loss.detach())
+        return loss.detach()
 
-    return step
+    return take
 
 
 def test_schedule_log_and_losses(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_schedule_log_and_losses(tmp_path: Path) -> None:
     for step in range(6):
         optimiser.param_groups[0]["lr"] = 0.1 / (step + 1)
         optimiser.zero_grad()
-        loss_of(other)(step)
+        loss_of(other)(torch.tensor(step))
         optimiser.step()
     torch.testing.assert_close(weight, reference)
 
@@ -76,11 +77,11 @@ def test_a_loss_that_is_no_number_stops_the_run(value: float) -> None:
     good = loss_of(loop)
     before: list[torch.Tensor] = []
 
-    def step(number: int) -> float:
+    def step(number: torch.Tensor) -> torch.Tensor:
         if number == 3:
             before.append(weight.detach().clone())
             good(number)
-            return value
+            return torch.tensor(value)
         return good(number)
 
     with pytest.raises(InputDataError, match=rf"train: the loss became {value} at step 3; lower the learning rate"):
