@@ -27,14 +27,14 @@ def _step_error(setup: UmdSetup | FlcSetup, dtype: str) -> float:
     """Largest relative error of the losses of four steps, a short batch among them; in float32 of gradients too."""
     worst = 0.0
     for number in range(4):
-        setup.engine.zero_grad()
+        setup.engine.zero()
         setup.plain.model.zero_grad()
         found, truth = setup.engine_loss(number), setup.plain_loss(number)
         truth.backward()
         expected = float(truth.detach())
         worst = max(worst, abs(found - expected) / abs(expected) if found == found else float("inf"))
         if dtype == "float32":
-            for ours, theirs in zip(setup.engine.parameters(), setup.plain.model.parameters(), strict=True):
+            for ours, theirs in zip(setup.engine.model.parameters(), setup.plain.model.parameters(), strict=True):
                 assert ours.grad is not None and theirs.grad is not None
                 scale = float(theirs.grad.abs().max().clamp(min=1e-6))
                 # Gradients pass through more roundings than the loss: a tenth of their error counts.

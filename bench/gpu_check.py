@@ -125,18 +125,20 @@ def _compared(ours: list[float], plain: list[float], dtype: str) -> dict[str, An
 
 def _losses(setup: Any, steps: int) -> tuple[list[float], list[float]]:
     from fastdiffclip.train.engine import adam
+    from fastdiffclip.train.steps import take_steps
 
     ours, plain = [], []
-    optimisers = [adam(model, LEARNING_RATE, 1e-5) for model in (setup.engine, setup.plain.model)]
+    taken = take_steps(setup.step, setup.engine, lambda step: LEARNING_RATE, steps)
+    for number in range(steps):  # on CUDA the first few one by one, then as a graph
+        ours += taken.advance(number)
+    ours += taken.settle()
+    optimiser = adam(setup.plain.model, LEARNING_RATE, setup.step.config.umd.weight_decay)
     for number in range(steps):
-        for optimiser in optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        ours.append(setup.engine_loss(number))
+        optimiser.zero_grad(set_to_none=True)
         loss = setup.plain_loss(number)
         loss.backward()
         plain.append(float(loss.detach()))
-        for optimiser in optimisers:
-            optimiser.step()
+        optimiser.step()
     return ours, plain
 
 

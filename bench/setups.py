@@ -18,8 +18,12 @@ from fastdiffclip.kernels import FlatScene, philox
 if TYPE_CHECKING:
     from fastdiffclip.config import Config
     from fastdiffclip.runtime import Compute
+    from fastdiffclip.train.engines import Engine
     from fastdiffclip.train.flc import FlcStep
     from fastdiffclip.train.umd import UmdStep
+
+
+SEED = 3  # of the steps
 
 
 class SkipCase(Exception):
@@ -129,7 +133,7 @@ class UmdSetup:
     """One UMD step twice: the engine's and the plain one, on equal weights of their own."""
 
     step: UmdStep
-    engine: Any
+    engine: Engine
     plain: plain.PlainUmd
     batch: int
 
@@ -140,10 +144,10 @@ class UmdSetup:
     def plain_loss(self, number: int, rng_draw: bool = True) -> Tensor:
         """The plain loss of optimiser step ``number``: the engine's windows; its masks, noise and t if ``rng_draw``."""
         step, device = self.step, self.plain.schedule.device
-        centres = step.rows(number).cpu().numpy()
+        centres = step.data.centres[step.order.real(number)].cpu().numpy()
         tokens, steps = step.config.model.tokens, step.config.umd.timesteps
         if rng_draw:
-            rng = philox.rng_state(step.seed, number)
+            rng = philox.rng_state(SEED, number)
             times = philox.uniform_integers(rng, philox.TIMESTEP, len(centres), steps).to(device)
             return self.plain.loss(centres, times, plain.shared_draw(rng, tokens, step.visible, device))
         times = torch.randint(steps, (len(centres),), device=device)
@@ -157,17 +161,20 @@ def umd_setup(
     """Models, data and both kinds of step; ``samples`` windows, None for one batch (then no batch is short)."""
     from fastdiffclip.model.mask_diffusion import MaskDiffusion
     from fastdiffclip.train.data import UmdData
+    from fastdiffclip.train.engine import start_engine
     from fastdiffclip.train.umd import UmdStep
+    from fastdiffclip.train.world import World
 
     config, there = sizes.config(micro_batch), plain_device or where.device
     flat = sizes.scenes(where.device, invalid)
     model = MaskDiffusion(sizes.channels, config.model, seed=1)
     copied = copy.deepcopy(model).to(there)
+    engine = start_engine(model, {}, config, config.umd, where, World())
     centres = draw_centres(flat, samples or sizes.umd_batch)
-    step = UmdStep(model.to(where.device), UmdData(flat, centres), config, seed=3, where=where)
+    step = UmdStep(UmdData(flat, centres), config, SEED, where, engine)
     weights = (config.umd.masked_weight, config.umd.visible_weight)
     host = [plain.cubes(scene, sizes.window) for scene in flat]
-    return UmdSetup(step, model, plain.PlainUmd(copied, host, step.schedule.to(there), weights), step.batch)
+    return UmdSetup(step, engine, plain.PlainUmd(copied, host, step.schedule.to(there), weights), step.batch)
 
 
 @dataclass
@@ -175,7 +182,7 @@ class FlcSetup:
     """One FLC step twice, on equal weights of their own."""
 
     step: FlcStep
-    engine: Any
+    engine: Engine
     plain: plain.PlainFlc
     centres: np.ndarray
     batch: int
@@ -187,9 +194,7 @@ class FlcSetup:
     def plain_loss(self, number: int) -> Tensor:
         """The plain loss of optimiser step ``number``, on the engine's batch."""
         step = self.step
-        epoch, part = divmod(number, step.steps_per_epoch)
-        order = philox.permutation(philox.rng_state(step.seed, epoch), philox.SHUFFLE, len(step.labels))
-        order = order[part * step.batch : (part + 1) * step.batch]
+        order = step.order.real(number).cpu()
         labels = step.labels.cpu()[order].to(self.plain.tokens.device)
         return self.plain.loss(self.centres[order.numpy()], labels)
 
@@ -201,7 +206,9 @@ def flc_setup(
     """Models, labelled windows and both kinds of step; classes of unequal size."""
     from fastdiffclip.model.language_classifier import LanguageClassifier
     from fastdiffclip.model.text import load_tokenizer
+    from fastdiffclip.train.engine import start_engine
     from fastdiffclip.train.flc import FlcStep
+    from fastdiffclip.train.world import World
 
     config, there, tokenizer = sizes.config(), plain_device or where.device, load_tokenizer()
     flat = sizes.scenes(torch.device("cpu"), invalid)
@@ -212,9 +219,10 @@ def flc_setup(
     labels = torch.from_numpy((sizes.classes * np.random.default_rng(1).random(count) ** 2).astype(np.int64))
     host = [plain.cubes(scene, sizes.window) for scene in flat]
     windows = [plain.build_windows(scenes, centres)[0].to(where.device) for scenes in host]
-    step = FlcStep(model.to(where.device), windows, labels, sizes.prompts(), config, 3, where)
+    engine = start_engine(model, {}, config, config.flc, where, World())
+    step = FlcStep(windows, labels, sizes.prompts(), config, SEED, where, engine)
     tokens, end = (part.to(there) for part in tokenizer.encode_batch(sizes.prompts()))
-    return FlcSetup(step, model, plain.PlainFlc(copied, host, tokens, end), centres, step.batch)
+    return FlcSetup(step, engine, plain.PlainFlc(copied, host, tokens, end), centres, step.batch)
 
 
 def count_flops(call: Callable[[], Any]) -> float:

@@ -122,10 +122,19 @@ def save_run(
     losses: list[float],
     identity: str,
     extra: Mapping[str, Any],
+    first_step: float | None = None,
 ) -> dict[str, Any]:
-    """Write a finished run; returns its manifest. Checkpoints are removed once it stands."""
+    """Write a finished run; returns its manifest. Checkpoints are removed once it stands.
+
+    ``first_step``: seconds from the start of the process to the end of its first step, None when it took none.
+    """
     data = pack_tensors({**tensors, LOSSES: torch.tensor(losses, dtype=torch.float64)})
-    metrics = {"loss_first": losses[0], "loss_last": losses[-1], "steps": len(losses)}
+    metrics = {
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "steps": len(losses),
+        "seconds_to_first_step": None if first_step is None else round(first_step, 3),
+    }
     write_atomic(folder / MODEL, data)
     write_atomic(folder / CONFIG, dump_config(config).encode())
     write_json(folder / METRICS, metrics)

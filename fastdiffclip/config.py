@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fastdiffclip.errors import UsageError, nearest
 from fastdiffclip.files import config_text
 
-RECIPES = ("best", "paper", "demo")
+RECIPES = ("best", "paper", "demo", "houston2013", "trento", "muufl", "mrnet")
 
 
 class _Section(BaseModel):
@@ -73,6 +73,7 @@ class UmdConfig(_Section):
     visible_weight: float = Field(1.0, ge=0)
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
+    clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: no clipping")
     micro_batch: int = Field(0, ge=0, description="windows per forward pass; 0 chooses for the device")
 
 
@@ -84,6 +85,7 @@ class FlcConfig(_Section):
     targets: Literal["pairwise", "class"] = "pairwise"
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
+    clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: no clipping")
     milestones: tuple[float, ...] = Field((2 / 3, 7 / 8), description="fractions of the epochs at which the rate drops")
     gamma: float = Field(0.1, gt=0, le=1)
     temperature: float = Field(0.07, gt=0, description="logit scale starts at 1 / temperature")
@@ -94,10 +96,12 @@ class FlcConfig(_Section):
 class Config(_Section):
     """Everything that a run depends on besides its data and seed."""
 
-    recipe: Literal["best", "paper", "demo", "custom"] = "custom"
+    recipe: Literal["best", "paper", "demo", "houston2013", "trento", "muufl", "mrnet", "custom"] = "custom"
     prepare: Literal["standard", "mnf"] = "standard"
     components: int = Field(30, ge=1, le=512, description="components that `mnf` keeps")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    engine: Literal["auto", "single", "ddp", "deepspeed"] = Field("auto", description="auto: ddp among several processes")
+    zero: int = Field(0, ge=0, le=3, description="ZeRO stage of DeepSpeed")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: where it was measured to pay")
     memory_gib: float = Field(0.0, ge=0, description="memory budget for scenes; 0 takes half of what is free")
     model: ModelConfig = ModelConfig()

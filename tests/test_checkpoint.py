@@ -65,7 +65,8 @@ def test_run_round_trip(tmp_path: Path) -> None:
         assert (
             torch.equal(tensor, tensors(1.0)[f"model.{name}"]) and tensor.dtype == tensors(1.0)[f"model.{name}"].dtype
         )
-    assert checkpoint.read_json(tmp_path / "metrics.json") == {"loss_first": 2.0, "loss_last": 1.0, "steps": 2}
+    metrics = {"loss_first": 2.0, "loss_last": 1.0, "steps": 2, "seconds_to_first_step": None}
+    assert checkpoint.read_json(tmp_path / "metrics.json") == metrics
 
 
 def test_an_unfinished_or_foreign_folder_is_no_run(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class LanguageClassifier(nn.Module):
         self.encoder = ImageEncoder(channels, config)
         self.head = nn.Linear(len(channels) * config.width, config.embedding, bias=False)
         self.max_log_scale = math.log(max_logit_scale)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1.0 / temperature)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1.0 / temperature)]))  # DeepSpeed takes no scalars
         generator = torch.Generator().manual_seed(seed)
         initialise(self, generator)
         with torch.no_grad():
@@ -59,7 +59,18 @@ class LanguageClassifier(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """1 / temperature, at most its bound: scalar tensor."""
-        return self.log_scale.clamp(max=self.max_log_scale).exp()
+        return self.log_scale[0].clamp(max=self.max_log_scale).exp()
+
+    def forward(
+        self, images: Sequence[Tensor] | Tensor, tokens_KT: Tensor, end_K: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All that the loss needs: image embeddings, text embeddings, logit scale.
+
+        Args:
+            images: clean windows ``(B, L, C_m)`` per modality, or the encoder's class features ``(B, M * D)``.
+        """
+        image = self.head(images) if isinstance(images, Tensor) else self.embed_image(images)
+        return image, self.embed_text(tokens_KT, end_K), self.logit_scale
 
     def embed_image(self, x_BLC: Sequence[Tensor]) -> Tensor:
         """``(B, embedding)`` of clean windows ``(B, L, C_m)`` per modality, not yet normalised."""

@@ -14,7 +14,7 @@ from fastdiffclip.errors import InputDataError
 from fastdiffclip.kernels import FlatScene, philox
 from fastdiffclip.scene.prepare import FrontEnd, PreparedScenes, prepare_scenes, prepared_bytes
 from fastdiffclip.scene.store import Scene
-from fastdiffclip.scene.windows import crop_centres, read_windows, valid_centres
+from fastdiffclip.scene.windows import crop_centres, read_windows, sampled_centres, valid_centres
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def umd_data(
     """
     if prepared_bytes(scenes, front_end) <= budget:
         prepared = prepare_scenes(scenes, front_end)
-        centres = _draw(valid_centres(prepared), samples, seed)
+        centres = _draw(sampled_centres(scenes, valid_centres(prepared), window), samples, seed)
         return UmdData(flatten(prepared, device), torch.from_numpy(centres).to(device))
     candidates = np.concatenate([_scene_centres(number, scene) for number, scene in enumerate(scenes)])
-    centres = _draw(candidates, samples, seed)
+    centres = _draw(sampled_centres(scenes, candidates, window), samples, seed)
     prepared = read_windows(scenes, front_end, centres, window)
     own = crop_centres(len(centres), window)
     return UmdData(flatten(prepared, device), torch.from_numpy(own).to(device))

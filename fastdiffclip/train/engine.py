@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from fastdiffclip import checkpoint
-from fastdiffclip.config import Config
+from fastdiffclip.config import Config, FlcConfig, UmdConfig
 from fastdiffclip.errors import InputDataError
+from fastdiffclip.files import open_folder
 from fastdiffclip.kernels import philox
-from fastdiffclip.runtime import Progress, deferred_signals, seconds_since_start, silent
+from fastdiffclip.runtime import Compute, Progress, deferred_signals, seconds_since_start, silent
+from fastdiffclip.train.engines import ALONE, Engine, choose_engine
 from fastdiffclip.train.steps import NonFiniteLoss, StepLoss, take_steps
+from fastdiffclip.train.world import World
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -37,24 +40,68 @@ class EpochOrder:
     Everything is found on the device from the step's number, so that a graph can do it.
     """
 
-    def __init__(self, seed: int, samples: int, batch: int, device: torch.device) -> None:
+    def __init__(self, seed: int, samples: int, batch: int, device: torch.device, world: World = ALONE) -> None:
         self.samples, self.batch = samples, batch
         self.steps_per_epoch = -(-samples // batch)
+        self.first, self.rows = world.share(batch)
         self._seed = torch.tensor(seed, dtype=torch.int64, device=device)
-        self._place = torch.arange(batch, device=device)
+        self._place = self.first + torch.arange(self.rows, device=device)
 
-    def rng(self, step: Tensor, first: int) -> Tensor:
-        """State of the random numbers at ``step`` for the rows from ``first`` on, see ``philox.rng_state``."""
-        return torch.stack([self._seed, step, torch.full_like(step, first)])
+    def rng(self, step: Tensor, first: int = 0) -> Tensor:
+        """State of the random numbers (``philox.rng_state``) at ``step``, for rows from ``first`` of this share on."""
+        return torch.stack([self._seed, step, torch.full_like(step, self.first + first)])
 
-    def __call__(self, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples of ``step``, ``(batch,)`` int64, and how many of them count (scalar); padding repeats the first."""
+    def real(self, step: int) -> Tensor:
+        """The samples of this share at ``step`` that count."""
+        chosen, rows, _ = self(torch.tensor(step, device=self._seed.device))
+        return chosen[: int(rows)]
+
+    def __call__(self, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What this process does at ``step``.
+
+        Returns:
+            samples of its share, ``(rows,)`` int64, padding repeats the batch's first; how many of them count, and how
+            many of all shares (scalars).
+        """
         epoch, number = step // self.steps_per_epoch, step % self.steps_per_epoch
-        order = philox.permutation(self.rng(epoch, 0), philox.SHUFFLE, self.samples)
+        state = torch.stack([self._seed, epoch, torch.zeros_like(step)])
+        order = philox.permutation(state, philox.SHUFFLE, self.samples)
         first = number * self.batch
-        place = first + self._place
-        chosen = order[torch.where(place < self.samples, place, first)]
-        return chosen, (self.samples - first).clamp(max=self.batch)
+        total = (self.samples - first).clamp(max=self.batch)
+        chosen = order[first + torch.where(self._place < total, self._place, 0)]
+        return chosen, (total - self.first).clamp(min=0, max=self.rows), total
+
+
+def run_folder(out: Path | None, resume: bool, world: World) -> Path | None:
+    """The folder of the run, made or checked by the main process; None for a run that leaves nothing."""
+    if out is not None and world.main:
+        open_folder(Path(out), resume)
+    world.wait()
+    return None if out is None else Path(out)
+
+
+def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's part of :meth:`Engine.state`, or of a finished run."""
+    return {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+
+
+def start_engine(
+    model: nn.Module,
+    found: Mapping[str, Tensor],
+    config: Config,
+    stage: UmdConfig | FlcConfig,
+    where: Compute,
+    world: World,
+) -> Engine:
+    """The engine of a run, which goes on from the tensors of :meth:`Loop.resume` where there are any."""
+    if found:
+        model.load_state_dict(weights_of(found))
+    model.to(where.device)
+    where.compile_module(model)
+    engine = choose_engine(model, adam(model, stage.lr, stage.weight_decay), stage.clip, config, world)
+    if any(name.startswith("optimiser.") for name in found):  # a finished run keeps no moments
+        engine.restore(found)
+    return engine
 
 
 def adam(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam:
@@ -81,8 +128,8 @@ def fingerprint(*parts: Any) -> str:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """The settings that a result depends on: all but the memory budget."""
-    return config.model_dump(mode="json", exclude={"memory_gib"})
+    """The settings that a result depends on: not the memory budget, nor how many processes work together and how."""
+    return config.model_dump(mode="json", exclude={"memory_gib", "engine", "zero"})
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -100,8 +147,6 @@ class Loop:
 
     Args:
         stage: name shown in progress and errors.
-        model: what is trained.
-        optimiser: of ``model``.
         total: number of optimiser steps.
         learning_rate: step to learning rate.
         folder: of the run, or None for a run that leaves nothing on disk.
@@ -109,8 +154,6 @@ class Loop:
     """
 
     stage: str
-    model: nn.Module
-    optimiser: torch.optim.Optimizer
     total: int
     learning_rate: Callable[[int], float]
     folder: Path | None = None
@@ -119,43 +162,36 @@ class Loop:
     losses: list[float] = field(default_factory=list)
     seconds_to_first_step: float | None = None
 
-    def resume(self) -> int:
-        """Take up the finished run or the newest checkpoint of the folder; returns the step to go on with."""
+    def resume(self) -> tuple[int, dict[str, Tensor]]:
+        """Take up the finished run or the newest checkpoint of the folder.
+
+        Returns:
+            The step to go on with, and the tensors of :meth:`Engine.state` then; 0 and none for a fresh start.
+        """
         if self.folder is None:
-            return 0
+            return 0, {}
         finished = checkpoint.finished_run(self.folder, self.identity)
-        if finished is not None:
-            self._take(finished)
-            return self.total
-        found = checkpoint.latest_checkpoint(self.folder, self.identity)
+        found = (self.total, finished) if finished else checkpoint.latest_checkpoint(self.folder, self.identity)
         if found is None:
-            return 0
-        step, tensors = found
-        self._take(tensors)
-        checkpoint.restore_optimiser(self.optimiser, tensors)
-        return step
+            return 0, {}
+        self.losses = found[1][checkpoint.LOSSES].tolist()
+        return found
 
-    def _take(self, tensors: dict[str, Tensor]) -> None:
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        self.losses = tensors[checkpoint.LOSSES].tolist()
+    def save(self, step: int, engine: Engine) -> None:
+        """Write a checkpoint from which :meth:`resume` goes on at ``step``; all processes give, the main one writes."""
+        tensors = engine.state() | {checkpoint.LOSSES: torch.tensor(self.losses, dtype=torch.float64)}
+        if self.folder is not None and engine.world.main:
+            checkpoint.save_checkpoint(self.folder, step, tensors, self.identity)
+            self.write_log()
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint from which :meth:`resume` goes on at ``step``."""
-        if self.folder is None:
-            return
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= checkpoint.optimiser_tensors(self.optimiser)
-        tensors[checkpoint.LOSSES] = torch.tensor(self.losses, dtype=torch.float64)
-        checkpoint.save_checkpoint(self.folder, step, tensors, self.identity)
-
-    def run(self, step_loss: StepLoss, windows_per_step: int, first: int = 0) -> list[float]:
+    def run(self, step_loss: StepLoss, engine: Engine, windows_per_step: int, first: int = 0) -> list[float]:
         """Take the steps from ``first`` on.
 
         Raises:
             InterruptedRunError: a signal came; the step in flight was finished and a checkpoint saved.
             InputDataError: the loss is not a finite number; the step is named.
         """
-        steps = take_steps(step_loss, self.optimiser, self.learning_rate, self.total, first)
+        steps = take_steps(step_loss, engine, self.learning_rate, self.total, first)
         began = saved = time.monotonic()
         with deferred_signals() as stop:
             for step in range(first, self.total):
@@ -165,14 +201,16 @@ class Loop:
                 rate = (step - first + 1) * windows_per_step / max(time.monotonic() - began, 1e-9)
                 self.progress(self.stage, step + 1, self.total, f"{self._last_loss()}{rate:.0f} windows/s")
                 due = time.monotonic() - saved > CHECKPOINT_SECONDS and step + 1 < self.total
+                due, stop.signal = engine.world.agree(due, stop.signal, engine.device)
                 if due or stop.signal is not None:
                     self._taken(steps.settle)
-                    self.save(step + 1)
+                    self.save(step + 1, engine)
                     saved = time.monotonic()
                 where = f"; continue with --resume --out {self.folder}" if self.folder else ""
                 stop.raise_if_set(f"{self.stage} was interrupted after step {step + 1} of {self.total}{where}")
         self._taken(steps.settle)
-        self.write_log()
+        if engine.world.main:
+            self.write_log()
         return self.losses
 
     def _taken(self, call: Callable[..., list[float]], *step: int) -> None:

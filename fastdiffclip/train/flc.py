@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from fastdiffclip import checkpoint
-from fastdiffclip.config import Config, load_config
+from fastdiffclip.config import Config, FlcConfig, load_config
 from fastdiffclip.errors import InputDataError
-from fastdiffclip.files import open_folder
-from fastdiffclip.kernels import contrastive
+from fastdiffclip.kernels import contrastive, contrastive_columns
 from fastdiffclip.kernels.reference import unit
 from fastdiffclip.model.language_classifier import LanguageClassifier
 from fastdiffclip.model.prompts import ClassText, resolve_prompts
@@ -29,8 +28,19 @@ from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import ClassInfo, Scene
 from fastdiffclip.scene.windows import require_whole_windows
 from fastdiffclip.train.data import scene_records
-from fastdiffclip.train.engine import EpochOrder, Loop, adam, fingerprint, settings_of, weights_digest
+from fastdiffclip.train.engine import (
+    EpochOrder,
+    Loop,
+    fingerprint,
+    run_folder,
+    settings_of,
+    start_engine,
+    weights_digest,
+    weights_of,
+)
+from fastdiffclip.train.engines import Engine
 from fastdiffclip.train.umd import UmdResult
+from fastdiffclip.train.world import World
 
 FEATURE_BATCH = 64
 
@@ -77,61 +87,65 @@ class FlcStep:
     """Loss and gradients of one optimiser step on a batch of shots.
 
     Args:
-        model: the classifier.
         images: what a shot is: ``(n, L, C_m)`` windows per modality, or the frozen encoder's ``(n, F)`` features.
         labels: ``(n,)`` positions in the prompts.
     """
 
     def __init__(
         self,
-        model: LanguageClassifier,
         images: list[Tensor] | Tensor,
         labels: Tensor,
         prompts: Sequence[str],
         config: Config,
         seed: int,
         where: Compute,
+        engine: Engine,
     ) -> None:
-        self.model, self.images, self.labels = model, images, labels.to(where.device)
-        self.config, self.seed, self.where = config, seed, where
-        tokens, end = load_tokenizer().encode_batch(prompts)
-        self.tokens, self.end = trim_context(tokens, end).to(where.device), end.to(where.device)
+        self.images, self.labels = images, labels.to(where.device)
+        self.config, self.where, self.engine = config, where, engine
+        self.tokens, self.end = (part.to(where.device) for part in encoded_prompts(prompts))
         self.batch = min(config.flc.batch, len(labels))
-        self.steps_per_epoch = math.ceil(len(labels) / self.batch)
-        self.order = EpochOrder(seed, len(labels), self.batch, where.device)
-        self.embed_image = where.compiled(model.head if isinstance(images, Tensor) else model.embed_image)
-        self.embed_text = where.compiled(model.embed_text)
-
-    def learning_rate(self, step: int) -> float:
-        """Rate of ``step``: dropped by ``gamma`` at each milestone."""
-        share = (step // self.steps_per_epoch) / self.config.flc.epochs
-        return self.config.flc.lr * self.config.flc.gamma ** sum(share >= m for m in self.config.flc.milestones)
+        self.order = EpochOrder(seed, len(labels), self.batch, where.device, engine.world)
 
     def __call__(self, step: Tensor) -> Tensor:
-        """Loss of ``step``, a scalar int64 tensor on the device; its gradients are added to the parameters'."""
-        chosen, rows = self.order(step)
-        with self.where.autocast():
-            if isinstance(self.images, Tensor):
-                image = self.embed_image(self.images[chosen])
-            else:
-                image = self.embed_image([part[chosen] for part in self.images])
-            text = self.embed_text(self.tokens, self.end)
-        loss = contrastive(
-            image,
-            text,
-            self.labels[chosen],
-            self.model.logit_scale,
-            targets=self.config.flc.targets,
-            valid_rows=rows,
-        )
-        loss.backward()
+        """This process's part of the loss of ``step``, a scalar int64 tensor on the device; gradients are added up."""
+        chosen, rows, _ = self.order(step)
+        images = self.images[chosen] if isinstance(self.images, Tensor) else [part[chosen] for part in self.images]
+        with self.engine.micro(last=True):
+            with self.where.autocast():
+                image, text, scale = self.engine.network(images, self.tokens, self.end)
+            labels = self.labels[chosen]
+            loss = contrastive(
+                image, text, labels, scale, targets=self.config.flc.targets, valid_rows=rows,
+                **self._of_all(image, text, labels, scale, rows),
+            )  # fmt: skip
+            self.engine.backward(loss, last=True)
         return loss.detach()
 
     @torch.no_grad()
-    def text_embeddings(self) -> Tensor:
-        """``(K, E)`` float32, L2-normalised."""
-        with self.where.autocast():
-            return unit(self.model.embed_text(self.tokens, self.end)).cpu()
+    def _of_all(self, image: Tensor, text: Tensor, labels: Tensor, scale: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """What the processes tell each other so that their losses add up to eq. 16 over the whole batch: K numbers."""
+        world = self.engine.world
+        if world.size == 1:
+            return {}
+        real = (torch.arange(len(labels), device=labels.device) < rows).to(torch.float32)
+        counts = torch.zeros(len(text), device=labels.device).index_add_(0, labels, real)
+        columns = contrastive_columns(image, text, scale, rows)
+        return {"counts": world.sum(counts), "column_logsumexp": torch.logsumexp(world.stack(columns), dim=0)}
+
+
+def encoded_prompts(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Token ids of the prompts, as wide as the longest needs, and the place of each one's end."""
+    tokens, end = load_tokenizer().encode_batch(prompts)
+    return trim_context(tokens, end), end
+
+
+@torch.no_grad()
+def text_embeddings(model: LanguageClassifier, prompts: Sequence[str], where: Compute) -> Tensor:
+    """``(K, E)`` float32, L2-normalised."""
+    tokens, end = (part.to(where.device) for part in encoded_prompts(prompts))
+    with where.autocast():
+        return unit(model.embed_text(tokens, end)).cpu()
 
 
 @torch.no_grad()
@@ -219,23 +233,18 @@ def train_flc(
         UsageError, InputDataError, ResourceError: see their messages.
     """
     config = config or load_config()
-    where = Compute.choose(device, config.precision, config.compile)
+    world, where = World.from_environment(), Compute.choose(device, config.precision, config.compile)
     if umd is not None:
         check_fits(umd, config)
-    folder = None if out is None else open_folder(Path(out), resume)
+    world.start(where.device)
+    folder = run_folder(out, resume, world)
     source = source or window_source(scenes, config, umd)
     front_end = source.front_end
-    model = new_classifier(front_end, config, umd, seed).to(where.device)
-    images = _images(model, source, shots, config, where)
-    if config.flc.encoder == "frozen":
-        model.encoder.requires_grad_(False)
-    step = FlcStep(model, images, shots.indices(), shots.prompts, config, seed, where)
+    steps_per_epoch = math.ceil(len(shots.labels) / min(config.flc.batch, len(shots.labels)))
     loop = Loop(
         "train-flc",
-        model,
-        adam(model, config.flc.lr, config.flc.weight_decay),
-        config.flc.epochs * step.steps_per_epoch,
-        step.learning_rate,
+        config.flc.epochs * steps_per_epoch,
+        lambda step: learning_rate(config.flc, step // steps_per_epoch),
         folder,
         fingerprint(
             "flc",
@@ -250,12 +259,28 @@ def train_flc(
         ),
         progress,
     )
-    losses = loop.run(step, step.batch, loop.resume() if resume else 0)
-    model.eval()
-    result = FlcResult(model, front_end, config, shots.classes, shots.prompts, step.text_embeddings(), losses, folder)
-    if folder is not None:
-        _save(result, scenes, shots, seed, umd, loop.identity, extra or {})
+    first, found = loop.resume() if resume else (0, {})
+    model = new_classifier(front_end, config, umd, seed).to(where.device)
+    images = _images(model, source, shots, config, where)
+    if config.flc.encoder == "frozen":
+        model.encoder.requires_grad_(False)
+    engine = start_engine(model, found, config, config.flc, where, world)
+    step = FlcStep(images, shots.indices(), shots.prompts, config, seed, where, engine)
+    losses = loop.run(step, engine, step.batch, first)
+    trained = new_classifier(front_end, config, None, seed)
+    trained.load_state_dict(weights_of(engine.state()))
+    trained.to(where.device).eval()
+    texts = text_embeddings(trained, shots.prompts, where)
+    result = FlcResult(trained, front_end, config, shots.classes, shots.prompts, texts, losses, folder)
+    if folder is not None and world.main:
+        _save(result, scenes, shots, seed, umd, loop, extra or {})
+    world.wait()
     return result
+
+
+def learning_rate(settings: FlcConfig, epoch: int) -> float:
+    """Rate of an epoch: dropped by ``gamma`` at each milestone."""
+    return settings.lr * settings.gamma ** sum(epoch / settings.epochs >= m for m in settings.milestones)
 
 
 def window_source(scenes: Sequence[Scene], config: Config, umd: UmdResult | None) -> WindowSource:
@@ -280,7 +305,7 @@ def _save(
     shots: Shots,
     seed: int,
     umd: UmdResult | None,
-    identity: str,
+    loop: Loop,
     extra: dict[str, Any],
 ) -> None:
     assert result.folder is not None
@@ -300,5 +325,5 @@ def _save(
     }
     checkpoint.save_run(
         result.folder, tensors, result.config, stage="flc", seed=seed, scenes=scene_records(scenes),
-        losses=result.losses, identity=identity, extra=manifest,
+        losses=result.losses, identity=loop.identity, first_step=loop.seconds_to_first_step, extra=manifest,
     )  # fmt: skip

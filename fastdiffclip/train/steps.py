@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastdiffclip.train.engines import Engine
+
 StepLoss = Callable[[Tensor], Tensor]
 """``step_loss(number)``: loss of a step, scalar, with the gradients added to the parameters' ``.grad``."""
 
@@ -45,17 +47,18 @@ class HostSteps:
     """Each step by itself; its loss is judged before the weights change."""
 
     step_loss: StepLoss
-    optimiser: torch.optim.Optimizer
+    engine: Engine
     learning_rate: Callable[[int], float]
 
     def advance(self, step: int) -> list[float]:
-        for group in self.optimiser.param_groups:
+        for group in self.engine.optimiser.param_groups:
             group["lr"] = self.learning_rate(step)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss = float(self.step_loss(torch.tensor(step)).detach())
+        self.engine.zero()
+        number = torch.tensor(step, device=self.engine.device)
+        loss = float(self.engine.world.sum(self.step_loss(number).detach()))
         if not math.isfinite(loss):
             raise NonFiniteLoss(step, loss)
-        self.optimiser.step()
+        self.engine.step()
         return [loss]
 
     def settle(self) -> list[float]:
@@ -82,22 +85,22 @@ class GraphSteps:
     been asked for: the host always has that many steps queued.
 
     Args:
-        optimiser: with ``capturable=True`` and its learning rate as a tensor on the device.
+        engine: of one process; its optimiser with ``capturable=True`` and the learning rate as a tensor on the device.
         total: number of steps of the run. first: the first one taken.
         capture: replaced where there is no device, to test the rest.
     """
 
     step_loss: StepLoss
-    optimiser: torch.optim.Optimizer
+    engine: Engine
     learning_rate: Callable[[int], float]
     total: int
     first: int
-    device: torch.device
     capture: Capture = cuda_graph
     _replay: Callable[[], object] | None = None
     _pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
+        self.device = self.engine.device
         rates = [self.learning_rate(step) for step in range(self.total)]
         self._rates = torch.tensor(rates, dtype=torch.float32, device=self.device)
         self._losses = torch.zeros(self.total, device=self.device)
@@ -111,11 +114,11 @@ class GraphSteps:
     def advance(self, step: int) -> list[float]:
         with torch.cuda.stream(self._stream):
             if step - self.first < WARM_UP:
-                self.optimiser.zero_grad(set_to_none=True)
+                self.engine.zero()
                 self._once()
             else:
                 if self._replay is None:
-                    self.optimiser.zero_grad(set_to_none=True)  # the graph's own memory then holds the gradients
+                    self.engine.zero()  # the graph's own memory then holds the gradients
                     self._replay = self.capture(self._once, self.device)
                 self._replay()
             if (step + 1 - self.first) % REPORT == 0:
@@ -134,10 +137,10 @@ class GraphSteps:
 
     def _once(self) -> None:
         rate = self._rates.index_select(0, self._number)[0]
-        for group in self.optimiser.param_groups:
+        for group in self.engine.optimiser.param_groups:
             group["lr"].copy_(rate)
         loss = self.step_loss(self._number[0]).detach()
-        self.optimiser.step()
+        self.engine.step()
         self._losses.index_copy_(0, self._number, loss.float().reshape(1))
         self._number += 1
 
@@ -165,14 +168,9 @@ class GraphSteps:
 
 
 def take_steps(
-    step_loss: StepLoss,
-    optimiser: torch.optim.Optimizer,
-    learning_rate: Callable[[int], float],
-    total: int,
-    first: int = 0,
+    step_loss: StepLoss, engine: Engine, learning_rate: Callable[[int], float], total: int, first: int = 0
 ) -> Steps:
-    """The way to take the steps ``first`` to ``total`` on the device of the optimiser's parameters."""
-    device = optimiser.param_groups[0]["params"][0].device
-    if device.type == "cuda":
-        return GraphSteps(step_loss, optimiser, learning_rate, total, first, device)
-    return HostSteps(step_loss, optimiser, learning_rate)
+    """The way to take the steps ``first`` to ``total``: as a graph on one GPU, one by one elsewhere."""
+    if engine.device.type == "cuda" and type(engine) is Engine:
+        return GraphSteps(step_loss, engine, learning_rate, total, first)
+    return HostSteps(step_loss, engine, learning_rate)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fastdiffclip import checkpoint
 from fastdiffclip.config import Config, load_config
-from fastdiffclip.files import open_folder
 from fastdiffclip.kernels import masked_mse, philox, visible_noise
 from fastdiffclip.kernels.visible_noise import visible_count
 from fastdiffclip.model.diffusion import NoiseSchedule
@@ -22,7 +21,18 @@ from fastdiffclip.runtime import Compute, Progress, memory_budget, silent
 from fastdiffclip.scene.prepare import FrontEnd, fit_front_end
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.train.data import UmdData, scene_records, umd_data
-from fastdiffclip.train.engine import EpochOrder, Loop, adam, fingerprint, settings_of, slices
+from fastdiffclip.train.engine import (
+    EpochOrder,
+    Loop,
+    fingerprint,
+    run_folder,
+    settings_of,
+    slices,
+    start_engine,
+    weights_of,
+)
+from fastdiffclip.train.engines import Engine
+from fastdiffclip.train.world import World
 
 
 @dataclass(frozen=True)
@@ -42,40 +52,39 @@ class UmdResult:
 
 
 class UmdStep:
-    """Loss and gradients of one optimiser step.
+    """Loss and gradients of one optimiser step, as far as they are this process's.
 
-    The random numbers are addressed by (seed, step, place in the batch), so micro-batches change nothing but the order
-    in which gradients are added.
+    The random numbers are addressed by (seed, step, place in the batch), so micro-batches and processes change nothing
+    but the order in which gradients are added.
     """
 
-    def __init__(self, model: MaskDiffusion, data: UmdData, config: Config, seed: int, where: Compute) -> None:
-        self.model, self.data, self.config, self.seed, self.where = model, data, config, seed, where
+    def __init__(self, data: UmdData, config: Config, seed: int, where: Compute, engine: Engine) -> None:
+        self.data, self.config, self.where, self.engine = data, config, where, engine
         self.schedule = NoiseSchedule(config.umd.timesteps, config.umd.beta_start, config.umd.beta_end).table(
             where.device
         )
         self.visible = visible_count(config.model.tokens, config.umd.mask_ratio)
         self.batch = min(config.umd.batch, len(data.centres))
-        self.steps_per_epoch = math.ceil(len(data.centres) / self.batch)
-        self.micro = where.micro_batch(config.umd.micro_batch, self.batch)
-        self.order = EpochOrder(seed, len(data.centres), self.batch, where.device)
-        self.network = where.compiled(model)
-
-    def rows(self, step: int) -> Tensor:
-        """Centres of the windows of ``step``, ``(rows, 3)``; epochs are permutations of the drawn windows."""
-        chosen, rows = self.order(torch.tensor(step, device=self.where.device))
-        return self.data.centres[chosen[: int(rows)]]
+        self.order = EpochOrder(seed, len(data.centres), self.batch, where.device, engine.world)
+        self.micro = where.micro_batch(config.umd.micro_batch, self.order.rows)
 
     def __call__(self, step: Tensor) -> Tensor:
-        """Loss of ``step``, a scalar int64 tensor on the device; its gradients are added to the parameters'."""
-        chosen, rows = self.order(step)
+        """This process's part of the loss of ``step``, a scalar int64 tensor on the device; gradients are added up."""
+        chosen, rows, total = self.order(step)
         centres, device = self.data.centres[chosen], self.where.device
-        times = philox.uniform_integers(self.order.rng(step, 0), philox.TIMESTEP, self.batch, self.config.umd.timesteps)
+        times = philox.uniform_integers(
+            self.order.rng(step), philox.TIMESTEP, self.order.rows, self.config.umd.timesteps
+        )
         loss = torch.zeros((), device=device)
-        # Padding alone is not worth a pass; only a CPU knows the number of rows without waiting for it.
-        for part in slices(self.batch, self.micro, self.batch if device.type == "cuda" else int(rows)):
+        # Padding alone is not worth a pass, but only a CPU knows without waiting, and processes go in step.
+        alone = device.type == "cpu" and self.engine.world.size == 1
+        parts = list(slices(self.order.rows, self.micro, int(rows) if alone else self.order.rows))
+        for part in parts:
+            last = part is parts[-1]
             real = (rows - part.start).clamp(min=0, max=part.stop - part.start)
-            share = self._loss(centres[part], times[part], self.order.rng(step, part.start), real, rows)
-            share.backward()
+            with self.engine.micro(last):
+                share = self._loss(centres[part], times[part], self.order.rng(step, part.start), real, total)
+                self.engine.backward(share, last)
             loss += share.detach()
         return loss
 
@@ -97,7 +106,7 @@ class UmdStep:
             noisy.append(x)
             ids.append(chosen)
         with self.where.autocast():
-            restored = self.network(noisy, ids, times)
+            restored = self.engine.network(noisy, ids, times)
         shares = [
             masked_mse(
                 restored[m], scene, centres, ids[m], window=window, masked_weight=umd.masked_weight,
@@ -133,8 +142,9 @@ def train_umd(
         UsageError, InputDataError, ResourceError: see their messages.
     """
     config = config or load_config()
-    where = Compute.choose(device, config.precision, config.compile)
-    folder = None if out is None else open_folder(Path(out), resume)
+    world, where = World.from_environment(), Compute.choose(device, config.precision, config.compile)
+    world.start(where.device)
+    folder = run_folder(out, resume, world)
     front_end = fit_front_end(config.prepare, scenes, config.components)
     data = umd_data(
         scenes,
@@ -145,27 +155,30 @@ def train_umd(
         memory_budget(config.memory_gib),
         where.device,
     )
-    model = MaskDiffusion(front_end.channels, config.model, seed).to(where.device)
-    step = UmdStep(model, data, config, seed, where)
-    total = config.umd.epochs * step.steps_per_epoch
+    total = config.umd.epochs * math.ceil(len(data.centres) / min(config.umd.batch, len(data.centres)))
     loop = Loop(
         "train-umd",
-        model,
-        adam(model, config.umd.lr, config.umd.weight_decay),
         total,
         lambda s: config.umd.lr * 0.5 * (1.0 + math.cos(math.pi * s / total)),
         folder,
         fingerprint("umd", settings_of(config), seed, [scene.sha256 for scene in scenes]),
         progress,
     )
-    losses = loop.run(step, step.batch, loop.resume() if resume else 0)
-    result = UmdResult(model, front_end, config, losses, folder)
-    if folder is not None:
-        save(result, scenes, seed, loop.identity)
+    first, found = loop.resume() if resume else (0, {})
+    model = MaskDiffusion(front_end.channels, config.model, seed)
+    engine = start_engine(model, found, config, config.umd, where, world)
+    step = UmdStep(data, config, seed, where, engine)
+    losses = loop.run(step, engine, step.batch, first)
+    trained = MaskDiffusion(front_end.channels, config.model, seed)
+    trained.load_state_dict(weights_of(engine.state()))
+    result = UmdResult(trained.to(where.device), front_end, config, losses, folder)
+    if folder is not None and world.main:
+        save(result, scenes, seed, loop)
+    world.wait()
     return result
 
 
-def save(result: UmdResult, scenes: Sequence[Scene], seed: int, identity: str) -> None:
+def save(result: UmdResult, scenes: Sequence[Scene], seed: int, loop: Loop) -> None:
     """Write the finished run into its folder."""
     assert result.folder is not None
     tensors = {f"model.{name}": tensor for name, tensor in result.model.state_dict().items()}
@@ -173,7 +186,7 @@ def save(result: UmdResult, scenes: Sequence[Scene], seed: int, identity: str) -
     extra: dict[str, Any] = {"front_end": result.front_end.to_meta()}
     checkpoint.save_run(
         result.folder, tensors, result.config, stage="umd", seed=seed, scenes=scene_records(scenes),
-        losses=result.losses, identity=identity, extra=extra,
+        losses=result.losses, identity=loop.identity, first_step=loop.seconds_to_first_step, extra=extra,
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def test_umd_step_gives_the_loss_of_the_engine(number: int) -> None:
     loss = setup.plain_loss(number)
     loss.backward()
     assert setup.engine_loss(number) == pytest.approx(float(loss.detach()), rel=2e-6)
-    assert_same_gradients(setup.engine, setup.plain.model)
+    assert_same_gradients(setup.engine.model, setup.plain.model)
 
 
 def test_umd_step_has_another_loss_with_other_masks_and_noise() -> None:
@@ -44,7 +44,7 @@ def test_flc_step_gives_the_loss_of_the_engine(number: int) -> None:
     loss = setup.plain_loss(number)
     loss.backward()
     assert setup.engine_loss(number) == pytest.approx(float(loss.detach()), rel=2e-6)
-    assert_same_gradients(setup.engine, setup.plain.model)
+    assert_same_gradients(setup.engine.model, setup.plain.model)
 
 
 def test_prediction_agrees_pixel_by_pixel() -> None:

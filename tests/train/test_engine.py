@@ -13,26 +13,41 @@ import pytest
 import torch
 from torch import nn
 
-from fastdiffclip.config import load_config
+from fastdiffclip.config import Config, UmdConfig, load_config
 from fastdiffclip.errors import InputDataError, InterruptedRunError, UsageError
-from fastdiffclip.train.engine import Loop, adam, fingerprint, settings_of, slices, weights_digest
+from fastdiffclip.runtime import Compute
+from fastdiffclip.train.engine import Loop, adam, fingerprint, settings_of, slices, start_engine, weights_digest
+from fastdiffclip.train.engines import Engine
 from fastdiffclip.train.steps import StepLoss
+from fastdiffclip.train.world import World
 
 
-def build(folder: Path | None = None, total: int = 6, identity: str = "id") -> tuple[Loop, torch.Tensor]:
+class Small(Loop):
     """A loop over one linear layer; its step draws nothing."""
-    layer = nn.Linear(2, 1, bias=False)
-    nn.init.ones_(layer.weight)
-    loop = Loop("train", layer, adam(layer, 1.0, 0.0), total, lambda s: 0.1 / (s + 1), folder, identity)
-    return loop, layer.weight
+
+    def __init__(self, folder: Path | None = None, total: int = 6, identity: str = "id") -> None:
+        super().__init__("train", total, lambda s: 0.1 / (s + 1), folder, identity)
+        self.layer = nn.Linear(2, 1, bias=False)
+        nn.init.ones_(self.layer.weight)
+        self.engine: Engine | None = None
+
+    def start(self, first: int = 0, found: dict[str, torch.Tensor] | None = None) -> Engine:
+        where = Compute(torch.device("cpu"), torch.float32)
+        stage = UmdConfig(lr=1.0, weight_decay=0.0)
+        self.engine = start_engine(self.layer, found or {}, Config(), stage, where, World())
+        return self.engine
+
+    def go(self, signals: dict[int, int] | None = None) -> list[float]:
+        first, found = self.resume()
+        return self.run(loss_of(self.layer, signals), self.start(first, found), 1, first)
 
 
-def loss_of(loop: Loop, signals: dict[int, int] | None = None) -> StepLoss:
+def loss_of(layer: nn.Module, signals: dict[int, int] | None = None) -> StepLoss:
     def take(step: torch.Tensor) -> torch.Tensor:
         number = int(step)
         if signals and number in signals:
             os.kill(os.getpid(), signals[number])
-        loss = (loop.model(torch.tensor([[1.0, number + 1.0]])) - 3.0).square().sum()
+        loss = (layer(torch.tensor([[1.0, number + 1.0]])) - 3.0).square().sum()
         loss.backward()
         return loss.detach()
 
@@ -40,10 +55,11 @@ def loss_of(loop: Loop, signals: dict[int, int] | None = None) -> StepLoss:
 
 
 def test_schedule_log_and_losses(tmp_path: Path) -> None:
-    loop, weight = build(tmp_path)
+    loop = Small(tmp_path)
+    weight = loop.layer.weight
     seen: list[tuple[str, int, int]] = []
     loop.progress = lambda task, done, total, note="": seen.append((task, done, total))
-    losses = loop.run(loss_of(loop), 1)
+    losses = loop.go()
     assert len(losses) == 6 and losses[0] == 1.0
     assert seen == [("train", n, 6) for n in range(1, 7)]
     with open(tmp_path / "log.csv", newline="") as file:
@@ -52,29 +68,31 @@ def test_schedule_log_and_losses(tmp_path: Path) -> None:
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.1 / (s + 1) for s in range(6)])
     assert sorted(os.listdir(tmp_path)) == ["log.csv"]
 
-    other, reference = build()
+    other = Small()
+    reference = other.layer.weight
     optimiser = torch.optim.Adam([reference])
     for step in range(6):
         optimiser.param_groups[0]["lr"] = 0.1 / (step + 1)
         optimiser.zero_grad()
-        loss_of(other)(torch.tensor(step))
+        loss_of(other.layer)(torch.tensor(step))
         optimiser.step()
     torch.testing.assert_close(weight, reference)
 
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    loop, _ = build()
-    assert loop.resume() == 0
-    loop.run(loss_of(loop), 1)
-    loop.save(3)
+    loop = Small()
+    assert loop.resume() == (0, {})
+    loop.go()
+    assert loop.engine is not None
+    loop.save(3, loop.engine)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_the_run(value: float) -> None:
-    loop, weight = build()
-    good = loss_of(loop)
+    loop = Small()
+    good, weight = loss_of(loop.layer), loop.layer.weight
     before: list[torch.Tensor] = []
 
     def step(number: torch.Tensor) -> torch.Tensor:
@@ -85,39 +103,36 @@ def test_a_loss_that_is_no_number_stops_the_run(value: float) -> None:
         return good(number)
 
     with pytest.raises(InputDataError, match=rf"train: the loss became {value} at step 3; lower the learning rate"):
-        loop.run(step, 1)
+        loop.run(step, loop.start(), 1)
     assert torch.equal(weight, before[0]) and len(loop.losses) == 3
 
 
 @pytest.mark.parametrize("at", [0, 2, 5])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path: Path, at: int, number: int, code: int) -> None:
-    whole, expected = build()
-    losses = whole.run(loss_of(whole), 1)
-    first, _ = build(tmp_path)
+    whole = Small()
+    losses = whole.go()
+    first = Small(tmp_path)
     with pytest.raises(InterruptedRunError, match=f"after step {at + 1} of 6; continue with --resume") as raised:
-        first.run(loss_of(first, {at: number}), 1)
+        first.go({at: number})
     assert raised.value.exit_code == code
-    second, weight = build(tmp_path)
-    start = second.resume()
-    assert start == at + 1
-    assert second.run(loss_of(second), 1, start) == losses
-    assert torch.equal(weight, expected)
+    second = Small(tmp_path)
+    assert second.resume()[0] == at + 1
+    assert second.go() == losses
+    assert torch.equal(second.layer.weight, whole.layer.weight)
 
 
 def test_an_interrupted_run_without_a_folder_promises_nothing() -> None:
-    loop, _ = build()
     with pytest.raises(InterruptedRunError, match=r"after step 2 of 6$"):
-        loop.run(loss_of(loop, {1: signal.SIGINT}), 1)
+        Small().go({1: signal.SIGINT})
 
 
 def test_checkpoints_come_with_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastdiffclip.train.engine.CHECKPOINT_SECONDS", -1.0)
-    loop, _ = build(tmp_path)
-    loop.run(loss_of(loop), 1)
+    Small(tmp_path).go()
     assert sorted(path.stem for path in (tmp_path / "checkpoints").glob("*.json")) == ["000000004", "000000005"]
     with pytest.raises(UsageError, match="other settings"):
-        build(tmp_path, identity="other")[0].resume()
+        Small(tmp_path, identity="other").resume()
 
 
 TWICE = """
@@ -125,12 +140,13 @@ import os, signal
 from pathlib import Path
 import torch
 from fastdiffclip.train.engine import Loop, adam
+from fastdiffclip.train.engines import Engine
 layer = torch.nn.Linear(2, 1)
 def step(number):
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGINT)
     raise AssertionError("the second signal came back")
-Loop("train", layer, adam(layer, 0.1, 0.0), 9, lambda s: 0.1, Path({out!r})).run(step, 1)
+Loop("train", 9, lambda s: 0.1, Path({out!r})).run(step, Engine(layer, adam(layer, 0.1, 0.0)), 1)
 """
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastdiffclip import checkpoint
-from fastdiffclip.config import Config
+from fastdiffclip.config import Config, FlcConfig
 from fastdiffclip.errors import InputDataError, InterruptedRunError, UsageError
 from fastdiffclip.kernels import philox
 from fastdiffclip.kernels.reference import unit
@@ -23,6 +23,7 @@ from fastdiffclip.runtime import Compute
 from fastdiffclip.scene.labelled import labelled_pixels
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import Scene
+from fastdiffclip.train.engine import start_engine
 from fastdiffclip.train.flc import (
     FlcResult,
     FlcStep,
@@ -30,11 +31,13 @@ from fastdiffclip.train.flc import (
     check_fits,
     class_prompts,
     frozen_features,
+    learning_rate,
     new_classifier,
     train_flc,
     window_source,
 )
 from fastdiffclip.train.umd import UmdResult
+from fastdiffclip.train.world import World
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 # Of this code at its first release, on the small scene of conftest.py; a change of these is a change of the method.
@@ -56,15 +59,16 @@ def step_of(scene: Scene, config: Config, shots: Shots, umd: UmdResult) -> FlcSt
     model = new_classifier(umd.front_end, config, umd, 0)
     windows = WindowSource([scene], umd.front_end, 3, 1 << 30).windows(shots.centres)
     images = [torch.from_numpy(part) for part in windows]
-    return FlcStep(model, images, shots.indices(), shots.prompts, config, 0, CPU)
+    engine = start_engine(model, {}, config, config.flc, CPU, World())
+    return FlcStep(images, shots.indices(), shots.prompts, config, 0, CPU, engine)
 
 
 def embeddings(step: FlcStep) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """z (n, E), t (K, E) normalised and s (n, K) of all shots, float64."""
     with torch.no_grad():
-        z = unit(step.model.embed_image(step.images).double())  # type: ignore[arg-type]
-        t = unit(step.model.embed_text(step.tokens, step.end).double())
-    return z, t, (step.model.logit_scale.detach().double() * z @ t.T)
+        z = unit(step.engine.model.embed_image(step.images).double())  # type: ignore[arg-type]
+        t = unit(step.engine.model.embed_text(step.tokens, step.end).double())
+    return z, t, (step.engine.model.logit_scale.detach().double() * z @ t.T)
 
 
 @pytest.mark.parametrize("counts", [(4, 4, 4), (4, 1, 2), (3, 0, 2)])
@@ -102,26 +106,22 @@ def test_padding_weighs_nothing(
     """12 shots in batches of 8: the second batch is padded from 4; alone, unpadded, it gives the same."""
     step = step_of(small_scene, small_config, small_shots, small_umd)
     loss = float(step(torch.tensor(1)))
-    found = torch.cat([p.grad.flatten() for p in step.model.parameters() if p.grad is not None])
+    found = torch.cat([p.grad.flatten() for p in step.engine.model.parameters() if p.grad is not None])
     order = philox.permutation(philox.rng_state(0, 0), philox.SHUFFLE, 12)[8:].numpy()
     shots = replace(small_shots, centres=small_shots.centres[order], labels=small_shots.labels[order])
     alone = step_of(small_scene, small_config, shots, small_umd)
     assert alone.batch == 4
     assert float(alone(torch.tensor(0))) == pytest.approx(loss, rel=1e-6)
-    expected = torch.cat([p.grad.flatten() for p in alone.model.parameters() if p.grad is not None])
+    expected = torch.cat([p.grad.flatten() for p in alone.engine.model.parameters() if p.grad is not None])
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_rate_drops_at_the_milestones(
-    small_scene: Scene, small_config: Config, small_shots: Shots, small_umd: UmdResult
-) -> None:
-    config = with_flc(small_config, epochs=24, lr=1.0)
-    step = step_of(small_scene, config, small_shots, small_umd)
-    rates = [step.learning_rate(s) for s in range(48)]
-    assert rates == pytest.approx([1.0] * 32 + [0.1] * 10 + [0.01] * 6)
-    step.config = with_flc(small_config, epochs=150, lr=1e-4)
-    drops = [s for s in range(1, 300) if step.learning_rate(s) < step.learning_rate(s - 1)]
-    assert drops == [200, 264]  # the first epochs at or past 100 and 131.25
+def test_rate_drops_at_the_milestones() -> None:
+    rates = [learning_rate(FlcConfig(epochs=24, lr=1.0), epoch) for epoch in range(24)]
+    assert rates == pytest.approx([1.0] * 16 + [0.1] * 5 + [0.01] * 3)
+    paper = FlcConfig(epochs=150, lr=1e-4)
+    drops = [e for e in range(1, 150) if learning_rate(paper, e) < learning_rate(paper, e - 1)]
+    assert drops == [100, 132]  # the first epochs at or past 100 and 131.25
 
 
 @pytest.mark.parametrize("targets", ["pairwise", "class"])

@@ -16,10 +16,12 @@ from fastdiffclip.scene.prepare import fit_front_end
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.train.data import umd_data
-from fastdiffclip.train.engine import EpochOrder, adam
+from fastdiffclip.train.engine import EpochOrder, start_engine
+from fastdiffclip.train.engines import Engine
 from fastdiffclip.train.flc import FlcStep, Shots, new_classifier, train_flc
 from fastdiffclip.train.steps import REPORT, WARM_UP, GraphSteps, HostSteps, NonFiniteLoss, Steps
 from fastdiffclip.train.umd import UmdResult, UmdStep, train_umd
+from fastdiffclip.train.world import World
 
 CPU = torch.device("cpu")
 
@@ -27,7 +29,8 @@ CPU = torch.device("cpu")
 class Recorder:
     """Stands in for the CUDA graph: counts recordings and replays, and runs the step."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.recorded = self.replayed = 0
 
     def __call__(self, once: Callable[[], None], device: torch.device) -> Callable[[], object]:
@@ -36,22 +39,23 @@ class Recorder:
         def replay() -> None:
             self.replayed += 1
             # A graph writes into the gradients it was recorded with; here they would add up.
-            for group in self.optimiser.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None
+            self.engine.zero()
             once()
 
         return replay
 
-    optimiser: torch.optim.Optimizer
 
-
-def graph_adam(model: torch.nn.Module) -> torch.optim.Adam:
-    """The optimiser of a graph: its rate is a tensor."""
-    optimiser = adam(model, 1e-3, 1e-5)
-    for group in optimiser.param_groups:
+def with_rate_tensor(engine: Engine) -> Engine:
+    """An engine as a graph needs it: the rate is a tensor."""
+    for group in engine.optimiser.param_groups:
         group["lr"] = torch.tensor(1e-3)
-    return optimiser
+    return engine
+
+
+def sgd() -> Engine:
+    """Trains one weight."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    return with_rate_tensor(Engine(model, torch.optim.SGD(model.parameters(), lr=0.0)))
 
 
 def rate(step: int) -> float:
@@ -68,7 +72,8 @@ def take(steps: Steps, first: int, last: int) -> list[float]:
 def umd_step(scene: Scene, config: Config, where: Compute) -> UmdStep:
     front_end = fit_front_end(config.prepare, [scene], config.components)
     data = umd_data([scene], front_end, config.umd.samples, config.model.window, 0, 1 << 30, CPU)
-    return UmdStep(MaskDiffusion(front_end.channels, config.model), data, config, 0, where)
+    engine = start_engine(MaskDiffusion(front_end.channels, config.model), {}, config, config.umd, where, World())
+    return UmdStep(data, config, 0, where, engine)
 
 
 @pytest.mark.parametrize("first", [0, 5])
@@ -76,27 +81,24 @@ def test_a_graph_takes_the_same_steps(small_scene: Scene, small_config: Config, 
     """Learning rate, order, masks, noise and losses, all found on the device, against the host's own loop."""
     total, where = 3 * REPORT + 5, Compute(CPU, torch.float32)
     host, graph = (umd_step(small_scene, small_config, where) for _ in range(2))
-    expected = take(HostSteps(host, adam(host.model, 1e-3, 1e-5), rate), first, total)
-    recorder, optimiser = Recorder(), graph_adam(graph.model)
-    recorder.optimiser = optimiser
-    steps = GraphSteps(graph, optimiser, rate, total, first, CPU, recorder)
+    expected = take(HostSteps(host, host.engine, rate), first, total)
+    recorder = Recorder(with_rate_tensor(graph.engine))
+    steps = GraphSteps(graph, graph.engine, rate, total, first, recorder)
     assert take(steps, first, total) == pytest.approx(expected, rel=1e-5)
     assert recorder.recorded == 1 and recorder.replayed == total - first - WARM_UP
     # Keys' biases have no gradient but rounding, which Adam blows up to full steps: all weights together count.
-    ours, theirs = (torch.cat([p.detach().flatten() for p in step.model.parameters()]) for step in (graph, host))
+    ours, theirs = (torch.cat([p.detach().flatten() for p in step.engine.model.parameters()]) for step in (graph, host))
     assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
 
 
 def test_losses_come_late_and_in_order() -> None:
-    weight = torch.nn.Parameter(torch.zeros(1))
-    recorder = Recorder()
-    recorder.optimiser = optimiser = torch.optim.SGD([weight], lr=torch.tensor(0.0))
+    engine = sgd()
 
     def loss_of(number: torch.Tensor) -> torch.Tensor:
-        (weight.sum() * 0).backward()
+        (engine.model.weight.sum() * 0).backward()
         return number.float()
 
-    steps = GraphSteps(loss_of, optimiser, rate, 200, 0, CPU, recorder)
+    steps = GraphSteps(loss_of, engine, rate, 200, 0, Recorder(engine))
     told: list[float] = []
     lag = 0
     for step in range(100):
@@ -109,15 +111,13 @@ def test_losses_come_late_and_in_order() -> None:
 
 
 def test_a_graph_names_the_step_whose_loss_is_no_number() -> None:
-    weight = torch.nn.Parameter(torch.zeros(1))
-    recorder = Recorder()
-    recorder.optimiser = optimiser = torch.optim.SGD([weight], lr=torch.tensor(0.0))
+    engine = sgd()
 
     def loss_of(number: torch.Tensor) -> torch.Tensor:
-        (weight.sum() * 0).backward()
+        (engine.model.weight.sum() * 0).backward()
         return torch.where(number == 21, float("nan"), 1.0)
 
-    steps = GraphSteps(loss_of, optimiser, rate, 200, 0, CPU, recorder)
+    steps = GraphSteps(loss_of, engine, rate, 200, 0, Recorder(engine))
     with pytest.raises(NonFiniteLoss) as raised:
         take(steps, 0, 200)
     assert raised.value.step == 21 and np.isnan(raised.value.loss)
@@ -129,8 +129,8 @@ def test_epochs_are_permutations(samples: int, batch: int) -> None:
     for epoch in range(3):
         seen = []
         for number in range(order.steps_per_epoch):
-            chosen, rows = order(torch.tensor(epoch * order.steps_per_epoch + number))
-            assert chosen.shape == (batch,) and 1 <= int(rows) <= batch
+            chosen, rows, total = order(torch.tensor(epoch * order.steps_per_epoch + number))
+            assert chosen.shape == (batch,) and 1 <= int(rows) == int(total) <= batch
             assert (chosen[int(rows) :] == chosen[0]).all()
             seen += chosen[: int(rows)].tolist()
         assert sorted(seen) == list(range(samples))
@@ -153,15 +153,14 @@ def test_compiled_steps_are_one_graph_and_never_compile_again(
     model = new_classifier(small_umd.front_end, config, small_umd, 0)
     windows = WindowSource([small_scene], small_umd.front_end, 3, 1 << 30).windows(small_shots.centres)
     images = [torch.from_numpy(part) for part in windows]
-    flc = FlcStep(model, images, small_shots.indices(), small_shots.prompts, config, 0, traced)
+    engine = start_engine(model, {}, config, config.flc, traced, World())
+    flc = FlcStep(images, small_shots.indices(), small_shots.prompts, config, 0, traced, engine)
     for step in (umd, flc):
         assert step.order.samples % step.batch != 0
-        plain = type(step).__call__
-        first = float(plain(step, torch.tensor(0)))
-        assert np.isfinite(first)
+        assert np.isfinite(float(step(torch.tensor(0))))
         with torch._dynamo.config.patch(error_on_recompile=True):
-            for number in range(1, 2 * step.steps_per_epoch):
-                step.model.zero_grad(set_to_none=True)
+            for number in range(1, 2 * step.order.steps_per_epoch):
+                step.engine.zero()
                 assert np.isfinite(float(step(torch.tensor(number))))
 
 
