@@ -35,6 +35,8 @@ def main(app: typer.Typer) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup and the like stay in force
             signal.signal(number, _raise)
+    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks; errors are everybody's
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         code = run(app, sys.argv[1:])
         sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 import textwrap
@@ -21,8 +22,8 @@ REFRESH_SECONDS = 0.1
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Progress bars on stderr, one per task; none when stderr is not a terminal."""
-    if not sys.stderr.isatty():
+    """Progress bars on stderr, one per task; none when stderr is not a terminal, and of several processes one's."""
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         yield silent
         return
     from rich.console import Console

@@ -16,9 +16,10 @@ from fastdiffclip.commands.terminal import progress_bars, say
 from fastdiffclip.config import Config
 from fastdiffclip.evaluate.runner import Plan
 from fastdiffclip.files import require_free
-from fastdiffclip.runtime import Compute, set_threads
+from fastdiffclip.runtime import Compute, be_deterministic, set_threads
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.train.umd import UmdResult
+from fastdiffclip.train.world import World
 
 
 @dataclass(frozen=True)
@@ -32,23 +33,30 @@ class Job:
     dry_run: bool
     device: str
     threads: int
+    deterministic: bool = False
+    tensorboard: bool = False
 
     def folder(self, scenes: Sequence[Scene], stage: str) -> Path:
-        """The folder of this run, which is free or to be resumed. Raises :class:`UsageError`."""
-        folder = self.out or new_folder(scenes, stage)
-        require_free(folder, self.resume)
+        """The folder of this run, which is free or to be resumed; one for all processes. Raises :class:`UsageError`."""
+        world = World.from_environment()
+        folder = self.out or Path(world.text_of_main(str(new_folder(scenes, stage))))
+        if world.main:
+            require_free(folder, self.resume)
         return folder
 
     @contextmanager
     def opened(self, paths: Sequence[Path]) -> Iterator[list[Scene]]:
-        """The scenes; a dry run writes the built-in one into a temporary folder."""
+        """The scenes; a dry run writes the built-in one into a temporary folder. All processes have met then."""
         set_threads(self.threads)
-        Compute.choose(self.device, self.config.precision, self.config.compile)
-        if paths or not self.dry_run:
-            yield workflow.open_scenes(paths)
-            return
-        with tempfile.TemporaryDirectory(prefix="fastdiffclip-") as folder:
-            yield workflow.open_scenes(paths, root=Path(folder))
+        if self.deterministic:
+            be_deterministic()
+        where = Compute.choose(self.device, self.config.precision, self.config.compile)
+        with World.from_environment().met(where.device) as world, tempfile.TemporaryDirectory() as folder:
+            root = Path(folder) if self.dry_run else workflow.RUNS
+            if world.main:  # it makes the built-in scene where that is asked for
+                workflow.open_scenes(paths, root)
+            world.wait()
+            yield workflow.open_scenes(paths, root)
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ def flc(job: Job, paths: Sequence[Path], labels: Labels, umd_choice: str | None)
             trained = workflow.train_classifier(
                 scenes, job.config, umd=pretrained, shots=labels.shots, split_kind=labels.split,
                 on_short=labels.on_short, prompts=labels.prompts, seed=job.seed, out=folder, device=job.device,
-                resume=job.resume, progress=progress,
+                resume=job.resume, progress=progress, tensorboard=job.tensorboard,
             )  # fmt: skip
         used = None if pretrained is None else str(pretrained.folder)
         return plan | {"umd": used} | views.show_trained(trained)
@@ -124,8 +132,9 @@ def new_folder(scenes: Sequence[Scene], stage: str) -> Path:
 def _pretrain(job: Job, scenes: Sequence[Scene], folder: Path, resume: bool) -> UmdResult:
     with process.keeping("train-umd", folder), progress_bars() as progress:
         return workflow.pretrain(
-            scenes, job.config, seed=job.seed, out=folder, device=job.device, resume=resume, progress=progress
-        )
+            scenes, job.config, seed=job.seed, out=folder, device=job.device, resume=resume, progress=progress,
+            tensorboard=job.tensorboard,
+        )  # fmt: skip
 
 
 def _dry(plan: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from fastdiffclip.errors import InputDataError
 from fastdiffclip.files import open_folder
 from fastdiffclip.kernels import philox
 from fastdiffclip.runtime import Compute, Progress, deferred_signals, seconds_since_start, silent
+from fastdiffclip.tensorboard import EventLog
 from fastdiffclip.train.engines import ALONE, Engine, choose_engine
-from fastdiffclip.train.steps import NonFiniteLoss, StepLoss, take_steps
+from fastdiffclip.train.steps import NonFiniteLoss, StepLoss, Steps, take_steps
 from fastdiffclip.train.world import World
 
 CHECKPOINT_SECONDS = 60.0
@@ -151,6 +153,7 @@ class Loop:
         learning_rate: step to learning rate.
         folder: of the run, or None for a run that leaves nothing on disk.
         identity: fingerprint of settings and data.
+        tensorboard: whether loss and learning rate go to event files in the folder, too.
     """
 
     stage: str
@@ -159,6 +162,7 @@ class Loop:
     folder: Path | None = None
     identity: str = ""
     progress: Progress = silent
+    tensorboard: bool = False
     losses: list[float] = field(default_factory=list)
     seconds_to_first_step: float | None = None
 
@@ -192,10 +196,17 @@ class Loop:
             InputDataError: the loss is not a finite number; the step is named.
         """
         steps = take_steps(step_loss, engine, self.learning_rate, self.total, first)
+        with self._event_log(first, engine.world) as events:
+            self._run(steps, engine, windows_per_step, first, events)
+        if engine.world.main:
+            self.write_log()
+        return self.losses
+
+    def _run(self, steps: Steps, engine: Engine, windows_per_step: int, first: int, events: EventLog | None) -> None:
         began = saved = time.monotonic()
         with deferred_signals() as stop:
             for step in range(first, self.total):
-                self._taken(steps.advance, step)
+                self._taken(events, steps.advance, step)
                 if self.seconds_to_first_step is None:
                     self.seconds_to_first_step = seconds_since_start()
                 rate = (step - first + 1) * windows_per_step / max(time.monotonic() - began, 1e-9)
@@ -203,24 +214,37 @@ class Loop:
                 due = time.monotonic() - saved > CHECKPOINT_SECONDS and step + 1 < self.total
                 due, stop.signal = engine.world.agree(due, stop.signal, engine.device)
                 if due or stop.signal is not None:
-                    self._taken(steps.settle)
+                    self._taken(events, steps.settle)
                     self.save(step + 1, engine)
                     saved = time.monotonic()
                 where = f"; continue with --resume --out {self.folder}" if self.folder else ""
                 stop.raise_if_set(f"{self.stage} was interrupted after step {step + 1} of {self.total}{where}")
-        self._taken(steps.settle)
-        if engine.world.main:
-            self.write_log()
-        return self.losses
+        self._taken(events, steps.settle)
 
-    def _taken(self, call: Callable[..., list[float]], *step: int) -> None:
+    @contextmanager
+    def _event_log(self, first: int, world: World) -> Iterator[EventLog | None]:
+        if not (self.tensorboard and self.folder is not None and world.main):
+            yield None
+            return
+        events = EventLog(self.folder / "tensorboard", first)
         try:
-            self.losses += call(*step)
+            yield events
+        finally:
+            events.close()
+
+    def _taken(self, events: EventLog | None, call: Callable[..., list[float]], *step: int) -> None:
+        try:
+            known = call(*step)
         except NonFiniteLoss as found:
             raise InputDataError(
                 f"{self.stage}: the loss became {found.loss} at step {found.step}; lower the learning rate, "
                 f"or look for extreme values with 'fastdiffclip scene verify'"
             ) from None
+        for loss in known:
+            if events is not None:
+                events.scalar("loss", loss, len(self.losses))
+                events.scalar("learning_rate", self.learning_rate(len(self.losses)), len(self.losses))
+            self.losses.append(loss)
 
     def _last_loss(self) -> str:
         return f"loss {self.losses[-1]:.4f}  " if self.losses else ""

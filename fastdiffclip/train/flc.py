@@ -213,6 +213,7 @@ def train_flc(
     out: Path | None = None,
     device: str = "auto",
     resume: bool = False,
+    tensorboard: bool = False,
     extra: dict[str, Any] | None = None,
     progress: Progress = silent,
 ) -> FlcResult:
@@ -226,7 +227,7 @@ def train_flc(
         source: windows of the scenes through the front end of ``umd`` (or of the settings), when there is one already.
         seed: of weights and order.
         out: folder of the run; None leaves nothing on disk.
-        device, resume, progress: as in :func:`fastdiffclip.train.umd.train_umd`.
+        device, resume, tensorboard, progress: as in :func:`fastdiffclip.train.umd.train_umd`.
         extra: more entries for the manifest.
 
     Raises:
@@ -258,6 +259,7 @@ def train_flc(
             None if umd is None else weights_digest(umd.model.encoder),
         ),
         progress,
+        tensorboard,
     )
     first, found = loop.resume() if resume else (0, {})
     model = new_classifier(front_end, config, umd, seed).to(where.device)

@@ -125,6 +125,7 @@ def train_umd(
     out: Path | None = None,
     device: str = "auto",
     resume: bool = False,
+    tensorboard: bool = False,
     progress: Progress = silent,
 ) -> UmdResult:
     """Pretrain on scenes without labels.
@@ -135,6 +136,7 @@ def train_umd(
         seed: of weights, windows, masks, noise and order.
         out: folder of the run, written there; None leaves nothing on disk.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        tensorboard: write event files into the folder, beside log.csv.
         resume: go on from the newest checkpoint in ``out``; a finished run there is taken as it is.
         progress: see :data:`fastdiffclip.runtime.Progress`.
 
@@ -163,6 +165,7 @@ def train_umd(
         folder,
         fingerprint("umd", settings_of(config), seed, [scene.sha256 for scene in scenes]),
         progress,
+        tensorboard,
     )
     first, found = loop.resume() if resume else (0, {})
     model = MaskDiffusion(front_end.channels, config.model, seed)

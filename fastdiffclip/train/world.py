@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +50,16 @@ class World:
         """Meet the other processes: NCCL between GPUs, gloo between CPUs. Does nothing alone or when they have met."""
         if self.size > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    @contextmanager
+    def met(self, device: torch.device) -> Iterator[World]:
+        """:meth:`start`, and part again at the end."""
+        self.start(device)
+        try:
+            yield self
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
 
     def share(self, batch: int) -> tuple[int, int]:
         """First row and number of rows of this process's share of a batch; shares have one size, the last padded."""

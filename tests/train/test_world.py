@@ -83,6 +83,18 @@ def test_deepspeed_trains_the_same_run(
         assert_predicts(small_scene, tmp_path / f"run{place}")
 
 
+@needs_deepspeed
+def test_a_run_goes_on_with_other_processes_and_another_engine(
+    small_scene: Scene, tmp_path: Path, alone: dict[str, list[float]]
+) -> None:
+    """Stopped in the middle of an epoch by a signal to one process of two, then under DeepSpeed, then by two again."""
+    assert launch(small_scene, tmp_path, 2, "ddp@umd:7") == {"ddp": {}}
+    found = launch(small_scene, tmp_path, 1, "deepspeed:2@umd:20", "deepspeed:3@flc:9")
+    assert found == {"deepspeed:2": {}, "deepspeed:3": {}}
+    assert_same_run(launch(small_scene, tmp_path, 2, "deepspeed:1@flc:31", "ddp")["ddp"], alone)
+    assert_predicts(small_scene, tmp_path / "run0")
+
+
 @pytest.mark.parametrize(
     ("rank", "size"), [("0", ""), ("", "2"), ("2", "2"), ("-1", "2"), ("0", "0"), ("first", "2"), ("0", "1.5")]
 )

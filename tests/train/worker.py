@@ -1,12 +1,20 @@
-"""Trains both stages as one of several processes: ``worker.py SCENE OUT.json ENGINE[:ZERO] ...``; see test_world.py."""
+"""Trains both stages as one of several processes: ``worker.py SCENE OUT.json ENGINE[:ZERO][@STAGE:STEP] ...``.
+
+Each ENGINE trains into a folder of its own beside OUT.json. With ``@STAGE:STEP`` the main process alone gets a signal
+after that step, and the next ENGINE goes on in the same folder. See test_world.py.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 from fastdiffclip.config import Config, FlcConfig, ModelConfig, UmdConfig
+from fastdiffclip.errors import InterruptedRunError
+from fastdiffclip.runtime import Progress
 from fastdiffclip.scene.labelled import labelled_pixels
 from fastdiffclip.scene.store import open_scene
 from fastdiffclip.train.flc import Shots, class_prompts, train_flc
@@ -19,7 +27,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
-def settings(engine: str, **changes: object) -> Config:
+def settings(engine: str) -> Config:
     """51 steps of UMD in micro-batches with short last batches, 50 of FLC; ``engine`` as ``deepspeed:2``."""
     name, _, zero = engine.partition(":")
     return Config(
@@ -31,25 +39,44 @@ def settings(engine: str, **changes: object) -> Config:
         zero=int(zero or 0),
         umd=UmdConfig(epochs=17, batch=16, samples=40, lr=1e-3, micro_batch=3, clip=0.5),
         flc=FlcConfig(epochs=25, batch=8, lr=1e-3),
-    ).model_copy(update=changes)
+    )
 
 
-def train(scene_path: str, engine: str, folder: Path | None = None, **changes: object) -> dict[str, list[float]]:
-    """Losses of both stages."""
-    scene, config = open_scene(Path(scene_path)), settings(engine, **changes)
+def interruption(stage: str, at: str) -> Progress:
+    """Progress that stops the run after the step that ``at`` (``STAGE:STEP``) names."""
+    name, _, step = at.partition(":")
+
+    def progress(task: str, done: int, total: int, note: str = "") -> None:
+        if World.from_environment().main and task == f"train-{name}" and name == stage and done == int(step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return progress
+
+
+def train(scene_path: str, engine: str, folder: Path, at: str) -> dict[str, list[float]]:
+    """Losses of both stages; none where the run was interrupted."""
+    scene, config = open_scene(Path(scene_path)), settings(engine)
     labelled = labelled_pixels([scene])
     split = labelled.split("disjoint", 4, 0, 3)
     shots = Shots(split.train, split.train_labels, labelled.classes, class_prompts([scene], labelled, "p4"))
-    outs = (None, None) if folder is None else (folder / "umd", folder / "flc")
-    umd = train_umd([scene], config, device="cpu", out=outs[0])
-    flc = train_flc([scene], shots, config, umd=umd, device="cpu", out=outs[1])
+    try:
+        umd = train_umd(
+            [scene], config, device="cpu", out=folder / "umd", resume=True, progress=interruption("umd", at)
+        )
+        flc = train_flc(
+            [scene], shots, config, umd=umd, device="cpu", out=folder / "flc", resume=True,
+            progress=interruption("flc", at),
+        )  # fmt: skip
+    except InterruptedRunError:
+        return {}
     return {"umd": umd.losses, "flc": flc.losses}
 
 
 if __name__ == "__main__":
-    losses = {}
-    for place, wanted in enumerate(sys.argv[3:]):
-        folder = Path(sys.argv[2]).parent / f"run{place}"
-        losses[wanted] = train(sys.argv[1], wanted, folder)
+    losses, place = {}, 0
+    for wanted in sys.argv[3:]:
+        engine, _, at = wanted.partition("@")
+        losses[engine] = train(sys.argv[1], engine, Path(sys.argv[2]).parent / f"run{place}", at)
+        place += not at
     if World.from_environment().main:
         Path(sys.argv[2]).write_text(json.dumps(losses))
