@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fastdiffclip.errors import ResourceError, UsageError
+from fastdiffclip.locks import Lock
+
+LOCK = ".lock"
 
 
 def config_text(name: str) -> str:
@@ -55,7 +58,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def require_free(out: Path, resume: bool) -> None:
     """Raise :class:`UsageError` when the folder of a run holds files already and ``resume`` is false."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not resume:
+    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())) and not resume:
         raise UsageError(
             f"the output folder {out} is not empty; give another --out, or --resume to continue the run in it"
         )
@@ -74,3 +77,26 @@ def open_folder(out: Path, resume: bool) -> Path:
     except OSError as error:
         raise ResourceError(f"cannot create the output folder {out}: {error.strerror}") from None
     return out
+
+
+@contextmanager
+def held_folder(out: Path, resume: bool) -> Iterator[Path]:
+    """:func:`open_folder`, which no other process uses meanwhile; the system ends the hold of a process that dies.
+
+    Raises:
+        UsageError: another process works in it, or as :func:`open_folder`.
+        ResourceError: it cannot be written.
+    """
+    lock = Lock(open_folder(out, resume) / LOCK)
+    try:
+        free = lock.acquire(blocking=False)
+    except OSError as error:
+        raise ResourceError(f"the output folder {out} cannot be written: {error.strerror}") from None
+    if not free:
+        raise UsageError(f"another process works in {out}; wait for it, or give another --out")
+    try:
+        for leftover in out.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink()
+        yield out
+    finally:
+        lock.remove()

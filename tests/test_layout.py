@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BASE = {"errors", "config", "files", "runtime", "__version__"}
+BASE = {"errors", "config", "files", "locks", "runtime", "compile_cache", "__version__"}
 STAGE = BASE | {"scene", "model", "kernels", "checkpoint"}
 MAY_IMPORT = {
-    "errors": set(), "config": {"errors", "files"}, "files": {"errors"}, "runtime": {"errors", "config"},
+    "errors": set(), "config": {"errors", "files"}, "files": {"errors", "locks"}, "locks": set(),
     "configs": set(),
+    "compile_cache": set(), "runtime": {"errors", "config", "compile_cache"}, "tensorboard": {"errors"},
     "scene": BASE, "kernels": BASE, "model": BASE | {"kernels"}, "checkpoint": BASE | {"model"},
-    "train": STAGE, "infer": STAGE, "evaluate": BASE | {"scene", "train", "infer"},
+    "train": STAGE | {"tensorboard"}, "infer": STAGE, "evaluate": BASE | {"scene", "train", "infer"},
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastdiffclip import checkpoint
 from fastdiffclip.config import Config, FlcConfig, UmdConfig
 from fastdiffclip.errors import InputDataError
-from fastdiffclip.files import open_folder
+from fastdiffclip.files import held_folder
 from fastdiffclip.kernels import philox
 from fastdiffclip.runtime import Compute, Progress, deferred_signals, seconds_since_start, silent
 from fastdiffclip.tensorboard import EventLog
@@ -74,12 +74,13 @@ class EpochOrder:
         return chosen, (total - self.first).clamp(min=0, max=self.rows), total
 
 
-def run_folder(out: Path | None, resume: bool, world: World) -> Path | None:
-    """The folder of the run, made or checked by the main process; None for a run that leaves nothing."""
-    if out is not None and world.main:
-        open_folder(Path(out), resume)
-    world.wait()
-    return None if out is None else Path(out)
+@contextmanager
+def run_folder(out: Path | None, resume: bool, world: World) -> Iterator[Path | None]:
+    """The folder of a run, made or checked and held by the main process; None for a run that leaves nothing."""
+    with held_folder(Path(out), resume) if out is not None and world.main else nullcontext():
+        world.wait()
+        yield None if out is None else Path(out)
+        world.wait()
 
 
 def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -188,8 +189,15 @@ class Loop:
             checkpoint.save_checkpoint(self.folder, step, tensors, self.identity)
             self.write_log()
 
-    def run(self, step_loss: StepLoss, engine: Engine, windows_per_step: int, first: int = 0) -> list[float]:
-        """Take the steps from ``first`` on.
+    def run(
+        self,
+        step_loss: StepLoss,
+        engine: Engine,
+        windows_per_step: int,
+        first: int = 0,
+        order: EpochOrder | None = None,
+    ) -> list[float]:
+        """Take the steps from ``first`` on; ``order`` lets an error name the windows of its step.
 
         Raises:
             InterruptedRunError: a signal came; the step in flight was finished and a checkpoint saved.
@@ -197,7 +205,10 @@ class Loop:
         """
         steps = take_steps(step_loss, engine, self.learning_rate, self.total, first)
         with self._event_log(first, engine.world) as events:
-            self._run(steps, engine, windows_per_step, first, events)
+            try:
+                self._run(steps, engine, windows_per_step, first, events)
+            except NonFiniteLoss as found:
+                raise InputDataError(self._what_is_wrong(found, order)) from None
         if engine.world.main:
             self.write_log()
         return self.losses
@@ -233,18 +244,28 @@ class Loop:
             events.close()
 
     def _taken(self, events: EventLog | None, call: Callable[..., list[float]], *step: int) -> None:
-        try:
-            known = call(*step)
-        except NonFiniteLoss as found:
-            raise InputDataError(
-                f"{self.stage}: the loss became {found.loss} at step {found.step}; lower the learning rate, "
-                f"or look for extreme values with 'fastdiffclip scene verify'"
-            ) from None
+        """Call ``steps.advance`` or ``settle``, and enter the losses that became known."""
+        known = call(*step)
         for loss in known:
             if events is not None:
                 events.scalar("loss", loss, len(self.losses))
                 events.scalar("learning_rate", self.learning_rate(len(self.losses)), len(self.losses))
             self.losses.append(loss)
+
+    def _what_is_wrong(self, found: NonFiniteLoss, order: EpochOrder | None) -> str:
+        windows, back = "", ""
+        if order is not None:
+            chosen = order.real(found.step).tolist()
+            windows = f", whose windows are {', '.join(map(str, chosen[:8]))}{', ...' if len(chosen) > 8 else ''}"
+            windows += f" of the {order.samples}"
+        if self.folder is not None:
+            saved = checkpoint.latest_checkpoint(self.folder, self.identity)
+            if saved is not None:
+                back = f"; the weights of step {saved[0]} are in {self.folder / checkpoint.CHECKPOINTS}"
+        return (
+            f"{self.stage}: the loss became {found.loss} at step {found.step}{windows}; lower the learning rate, "
+            f"or look for extreme values with 'fastdiffclip scene verify'{back}"
+        )
 
     def _last_loss(self) -> str:
         return f"loss {self.losses[-1]:.4f}  " if self.losses else ""

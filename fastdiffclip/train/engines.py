@@ -112,14 +112,15 @@ class DeepSpeedEngine(Engine):
 
         What is reached into is that of the version in constraints.txt; the tests take every stage.
         """
+        zero: Any = self.optimiser
         flats = [p for group in self._inner.param_groups for p in group["params"]]
         if self.stage == 3:
-            flats = self.optimiser.fp32_partitioned_groups_flat
+            flats = zero.fp32_partitioned_groups_flat
         for flat in flats:
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}
             self._inner.state[flat] = {"step": torch.zeros((), device=flat.device), **moments}
         if self.stage in (1, 2):
-            self.optimiser._lazy_init_hp_params_optimizer_state()
+            zero._lazy_init_hp_params_optimizer_state()
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self.deepspeed.set_gradient_accumulation_boundary(last)

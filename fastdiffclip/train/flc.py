@@ -115,23 +115,26 @@ class FlcStep:
             with self.where.autocast():
                 image, text, scale = self.engine.network(images, self.tokens, self.end)
             labels = self.labels[chosen]
+            counts, columns = self._of_all(image, text, labels, scale, rows)
             loss = contrastive(
-                image, text, labels, scale, targets=self.config.flc.targets, valid_rows=rows,
-                **self._of_all(image, text, labels, scale, rows),
+                image, text, labels, scale, targets=self.config.flc.targets, valid_rows=rows, counts=counts,
+                column_logsumexp=columns,
             )  # fmt: skip
             self.engine.backward(loss, last=True)
         return loss.detach()
 
     @torch.no_grad()
-    def _of_all(self, image: Tensor, text: Tensor, labels: Tensor, scale: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    def _of_all(
+        self, image: Tensor, text: Tensor, labels: Tensor, scale: Tensor, rows: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
         """What the processes tell each other so that their losses add up to eq. 16 over the whole batch: K numbers."""
         world = self.engine.world
         if world.size == 1:
-            return {}
+            return None, None
         real = (torch.arange(len(labels), device=labels.device) < rows).to(torch.float32)
         counts = torch.zeros(len(text), device=labels.device).index_add_(0, labels, real)
         columns = contrastive_columns(image, text, scale, rows)
-        return {"counts": world.sum(counts), "column_logsumexp": torch.logsumexp(world.stack(columns), dim=0)}
+        return world.sum(counts), torch.logsumexp(world.stack(columns), dim=0)
 
 
 def encoded_prompts(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -238,46 +241,45 @@ def train_flc(
     if umd is not None:
         check_fits(umd, config)
     world.start(where.device)
-    folder = run_folder(out, resume, world)
-    source = source or window_source(scenes, config, umd)
-    front_end = source.front_end
-    steps_per_epoch = math.ceil(len(shots.labels) / min(config.flc.batch, len(shots.labels)))
-    loop = Loop(
-        "train-flc",
-        config.flc.epochs * steps_per_epoch,
-        lambda step: learning_rate(config.flc, step // steps_per_epoch),
-        folder,
-        fingerprint(
-            "flc",
-            settings_of(config),
-            seed,
-            [s.sha256 for s in scenes],
-            shots.centres.tolist(),
-            shots.labels.tolist(),
-            [item.value for item in shots.classes],
-            shots.prompts,
-            None if umd is None else weights_digest(umd.model.encoder),
-        ),
-        progress,
-        tensorboard,
-    )
-    first, found = loop.resume() if resume else (0, {})
-    model = new_classifier(front_end, config, umd, seed).to(where.device)
-    images = _images(model, source, shots, config, where)
-    if config.flc.encoder == "frozen":
-        model.encoder.requires_grad_(False)
-    engine = start_engine(model, found, config, config.flc, where, world)
-    step = FlcStep(images, shots.indices(), shots.prompts, config, seed, where, engine)
-    losses = loop.run(step, engine, step.batch, first)
-    trained = new_classifier(front_end, config, None, seed)
-    trained.load_state_dict(weights_of(engine.state()))
-    trained.to(where.device).eval()
-    texts = text_embeddings(trained, shots.prompts, where)
-    result = FlcResult(trained, front_end, config, shots.classes, shots.prompts, texts, losses, folder)
-    if folder is not None and world.main:
-        _save(result, scenes, shots, seed, umd, loop, extra or {})
-    world.wait()
-    return result
+    with run_folder(out, resume, world) as folder:
+        source = source or window_source(scenes, config, umd)
+        front_end = source.front_end
+        steps_per_epoch = math.ceil(len(shots.labels) / min(config.flc.batch, len(shots.labels)))
+        loop = Loop(
+            "train-flc",
+            config.flc.epochs * steps_per_epoch,
+            lambda step: learning_rate(config.flc, step // steps_per_epoch),
+            folder,
+            fingerprint(
+                "flc",
+                settings_of(config),
+                seed,
+                [s.sha256 for s in scenes],
+                shots.centres.tolist(),
+                shots.labels.tolist(),
+                [item.value for item in shots.classes],
+                shots.prompts,
+                None if umd is None else weights_digest(umd.model.encoder),
+            ),
+            progress,
+            tensorboard,
+        )
+        first, found = loop.resume() if resume else (0, {})
+        model = new_classifier(front_end, config, umd, seed).to(where.device)
+        images = _images(model, source, shots, config, where)
+        if config.flc.encoder == "frozen":
+            model.encoder.requires_grad_(False)
+        engine = start_engine(model, found, config, config.flc, where, world)
+        step = FlcStep(images, shots.indices(), shots.prompts, config, seed, where, engine)
+        losses = loop.run(step, engine, step.batch, first, step.order)
+        trained = new_classifier(front_end, config, None, seed)
+        trained.load_state_dict(weights_of(engine.state()))
+        trained.to(where.device).eval()
+        texts = text_embeddings(trained, shots.prompts, where)
+        result = FlcResult(trained, front_end, config, shots.classes, shots.prompts, texts, losses, folder)
+        if folder is not None and world.main:
+            _save(result, scenes, shots, seed, umd, loop, extra or {})
+        return result
 
 
 def learning_rate(settings: FlcConfig, epoch: int) -> float:

@@ -42,6 +42,7 @@ class UmdResult:
     Attributes:
         model: encoder and decoders. front_end: the spectral front end it was trained behind.
         losses: loss of each step. folder: the run's folder, or None.
+        seconds_to_first_step: from the start of the process; None where this process took no step.
     """
 
     model: MaskDiffusion
@@ -49,6 +50,7 @@ class UmdResult:
     config: Config
     losses: list[float]
     folder: Path | None
+    seconds_to_first_step: float | None = None
 
 
 class UmdStep:
@@ -146,42 +148,41 @@ def train_umd(
     config = config or load_config()
     world, where = World.from_environment(), Compute.choose(device, config.precision, config.compile)
     world.start(where.device)
-    folder = run_folder(out, resume, world)
-    front_end = fit_front_end(config.prepare, scenes, config.components)
-    data = umd_data(
-        scenes,
-        front_end,
-        config.umd.samples,
-        config.model.window,
-        seed,
-        memory_budget(config.memory_gib),
-        where.device,
-    )
-    total = config.umd.epochs * math.ceil(len(data.centres) / min(config.umd.batch, len(data.centres)))
-    loop = Loop(
-        "train-umd",
-        total,
-        lambda s: config.umd.lr * 0.5 * (1.0 + math.cos(math.pi * s / total)),
-        folder,
-        fingerprint("umd", settings_of(config), seed, [scene.sha256 for scene in scenes]),
-        progress,
-        tensorboard,
-    )
-    first, found = loop.resume() if resume else (0, {})
-    model = MaskDiffusion(front_end.channels, config.model, seed)
-    engine = start_engine(model, found, config, config.umd, where, world)
-    step = UmdStep(data, config, seed, where, engine)
-    losses = loop.run(step, engine, step.batch, first)
-    trained = MaskDiffusion(front_end.channels, config.model, seed)
-    trained.load_state_dict(weights_of(engine.state()))
-    result = UmdResult(trained.to(where.device), front_end, config, losses, folder)
-    if folder is not None and world.main:
-        save(result, scenes, seed, loop)
-    world.wait()
-    return result
+    with run_folder(out, resume, world) as folder:
+        front_end = fit_front_end(config.prepare, scenes, config.components)
+        data = umd_data(
+            scenes,
+            front_end,
+            config.umd.samples,
+            config.model.window,
+            seed,
+            memory_budget(config.memory_gib),
+            where.device,
+        )
+        total = config.umd.epochs * math.ceil(len(data.centres) / min(config.umd.batch, len(data.centres)))
+        loop = Loop(
+            "train-umd",
+            total,
+            lambda s: config.umd.lr * 0.5 * (1.0 + math.cos(math.pi * s / total)),
+            folder,
+            fingerprint("umd", settings_of(config), seed, [scene.sha256 for scene in scenes]),
+            progress,
+            tensorboard,
+        )
+        first, found = loop.resume() if resume else (0, {})
+        model = MaskDiffusion(front_end.channels, config.model, seed)
+        engine = start_engine(model, found, config, config.umd, where, world)
+        step = UmdStep(data, config, seed, where, engine)
+        losses = loop.run(step, engine, step.batch, first, step.order)
+        trained = MaskDiffusion(front_end.channels, config.model, seed)
+        trained.load_state_dict(weights_of(engine.state()))
+        result = UmdResult(trained.to(where.device), front_end, config, losses, folder, loop.seconds_to_first_step)
+        if folder is not None and world.main:
+            save(result, scenes, seed, loop.identity)
+        return result
 
 
-def save(result: UmdResult, scenes: Sequence[Scene], seed: int, loop: Loop) -> None:
+def save(result: UmdResult, scenes: Sequence[Scene], seed: int, identity: str) -> None:
     """Write the finished run into its folder."""
     assert result.folder is not None
     tensors = {f"model.{name}": tensor for name, tensor in result.model.state_dict().items()}
@@ -189,7 +190,7 @@ def save(result: UmdResult, scenes: Sequence[Scene], seed: int, loop: Loop) -> N
     extra: dict[str, Any] = {"front_end": result.front_end.to_meta()}
     checkpoint.save_run(
         result.folder, tensors, result.config, stage="umd", seed=seed, scenes=scene_records(scenes),
-        losses=result.losses, identity=loop.identity, first_step=loop.seconds_to_first_step, extra=extra,
+        losses=result.losses, identity=identity, first_step=result.seconds_to_first_step, extra=extra,
     )  # fmt: skip
 
 
