@@ -29,8 +29,10 @@ def unavailable(impl: str, device: torch.device) -> str:
 
         present, reason, _ = native.status()
         return "" if present else reason
-    if impl == "triton" and device.type != "cuda":
-        return f"Triton kernels need a CUDA device, the tensors are on {device}"
+    if impl == "triton":
+        from fastdiffclip.kernels import triton
+
+        return triton.unavailable(device)
     return ""
 
 
@@ -63,7 +65,7 @@ def _choose(op: str, impl: str | None, device: torch.device, unsupported: tuple[
             raise UsageError(f"{op}: implementation {impl!r} cannot be used: {reason}")
         return impl
     for name in ("triton", "native"):
-        if name in table:
+        if name in table and not (name == "triton" and device.type == "cpu"):  # interpreted: only when asked for
             reason = reasons.get(name) or unavailable(name, device)
             if not reason:
                 return name

@@ -81,6 +81,11 @@ class FlatScene:
         """Where the scene lives."""
         return self.pixels.device
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """The fields in order, as an op takes them: ``FlatScene(*scene.tensors)`` is the scene again."""
+        return self.pixels, self.scale, self.offset, self.valid, self.extents
+
     def check_centres(self, centres: Tensor) -> None:
         """Raise :class:`UsageError` unless ``centres`` is ``(B, 3)`` int64 (scene, row, column) on this device."""
         if centres.ndim != 2 or centres.shape[1] != 3 or centres.dtype != torch.int64:
@@ -90,10 +95,22 @@ class FlatScene:
             )
         if centres.device != self.device:
             raise UsageError(f"centres must be on {self.device} like the scene; they are on {centres.device}")
-        if self.device.type == "cpu" and len(centres):
-            scene = centres[:, 0]
-            if int(scene.min()) < 0 or int(scene.max()) >= len(self.extents):
-                raise UsageError(f"centres name a scene outside 0..{len(self.extents) - 1}")
-            size = self.extents[scene, 1:]
-            if bool(((centres[:, 1:] < 0) | (centres[:, 1:] >= size)).any()):
-                raise UsageError("centres lie outside their scene; expected 0 <= row < height, 0 <= column < width")
+
+    def check_centres_inside(self, centres: Tensor) -> None:
+        """On the CPU, raise :class:`UsageError` for a centre outside the scenes; a GPU would have to be waited for."""
+        if self.device.type != "cpu" or not len(centres):
+            return
+        scene = centres[:, 0]
+        inside = (scene >= 0) & (scene < len(self.extents))
+        size = self.extents[torch.where(inside, scene, 0), 1:]
+        inside &= ((centres[:, 1:] >= 0) & (centres[:, 1:] < size)).all(1)
+        if not bool(inside.all()):
+            raise centre_outside(centres, int((~inside).nonzero()[0]))
+
+
+def centre_outside(centres: Tensor, row: int) -> UsageError:
+    """The error that names centre ``row``."""
+    return UsageError(
+        f"centre {row} is (scene, row, column) {tuple(centres[row].tolist())}, which lies outside the scenes; "
+        "expected a scene of the extents, 0 <= row < height and 0 <= column < width"
+    )

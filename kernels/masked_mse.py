@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastdiffclip.errors import UsageError
 from fastdiffclip.kernels import dispatch, reference
 from fastdiffclip.kernels.flat_scene import FlatScene
-
-dispatch.register("masked_mse", {"reference": reference.masked_mse})
+from fastdiffclip.kernels.visible_noise import check_count, unsupported_window
 
 
 def masked_mse(
@@ -35,7 +36,7 @@ def masked_mse(
         prediction: ``(B, L, C)`` restored clean windows, float.
         scene: one modality of the scenes; the target is read from it.
         centres: ``(B, 3)`` int64 (scene, row, column).
-        ids: ``(B, V)`` int32 visible token ids.
+        ids: ``(B, V)`` int32 visible token ids, each at most once; checked on the CPU, where reading them is free.
         window: side P of the window, odd; L = P * P.
         masked_weight, visible_weight: w_m and w_v.
         valid_rows: scalar int64 tensor; rows from there on are padding and weigh nothing. None: all rows count.
@@ -57,10 +58,118 @@ def masked_mse(
         )
     if ids.ndim != 2 or ids.shape[0] != len(centres) or ids.dtype != torch.int32 or ids.shape[1] > expected[1]:
         raise UsageError(f"ids must be a ({len(centres)}, V) int32 tensor, V <= L; got {tuple(ids.shape)} {ids.dtype}")
-    run = dispatch.pick("masked_mse", impl, scene.device)
+    for name, tensor in (("prediction", prediction), ("ids", ids)):
+        if tensor.device != scene.device:
+            raise UsageError(f"{name} must be on {scene.device} like the scene; it is on {tensor.device}")
+    check_count("valid_rows", valid_rows, scene.device)
+    check_count("total_rows", total_rows, scene.device)
+    run = dispatch.pick("masked_mse", impl, scene.device, _unsupported(prediction, window))
     return run(
         prediction,
         scene,
+        centres,
+        ids,
+        window=window,
+        masked_weight=float(masked_weight),
+        visible_weight=float(visible_weight),
+        valid_rows=valid_rows,
+        total_rows=total_rows,
+    )
+
+
+def _unsupported(prediction: Tensor, window: int) -> dict[str, str]:
+    if prediction.dtype == torch.float64:
+        return {"triton": "it computes in float32, the prediction is float64"}
+    return unsupported_window(window)
+
+
+def _check_values(scene: FlatScene, centres: Tensor, ids: Tensor, window: int) -> None:
+    """On the CPU, raise :class:`UsageError` for a centre outside the scenes or ids that are no choice of tokens."""
+    scene.check_centres_inside(centres)
+    if ids.device.type != "cpu" or not ids.numel():
+        return
+    ordered = ids.sort(dim=1).values
+    wrong = (ordered[:, 0] < 0) | (ordered[:, -1] >= window**2) | (ordered[:, 1:] == ordered[:, :-1]).any(1)
+    if bool(wrong.any()):
+        raise UsageError(
+            f"ids of row {int(wrong.nonzero()[0])} must be different numbers in 0..{window**2 - 1}, "
+            "as visible_noise returns them; one is out of range or stands there twice"
+        )
+
+
+def _reference(prediction: Tensor, scene: FlatScene, centres: Tensor, ids: Tensor, **settings: Any) -> Tensor:
+    if not torch.compiler.is_compiling():
+        _check_values(scene, centres, ids, settings["window"])
+    return reference.masked_mse(prediction, scene, centres, ids, **settings)
+
+
+def _triton(prediction: Tensor, scene: FlatScene, centres: Tensor, ids: Tensor, **settings: Any) -> Tensor:
+    with_grad = torch.is_grad_enabled() and prediction.requires_grad
+    if torch.compiler.is_compiling() or type(prediction) not in (Tensor, torch.nn.Parameter):
+        return _op(prediction, *scene.tensors, centres, ids, **settings, with_grad=with_grad)[0]
+    if with_grad:
+        return _MaskedMse.apply(prediction, scene, centres, ids, settings)
+    return _launch(prediction, scene, centres, ids, **settings, with_grad=False)[0]
+
+
+def _launch(
+    prediction: Tensor, scene: FlatScene, centres: Tensor, ids: Tensor, **settings: Any
+) -> tuple[Tensor, Tensor]:
+    from fastdiffclip.kernels.triton.masked_mse import masked_mse as launch
+
+    _check_values(scene, centres, ids, settings["window"])
+    return launch(prediction, scene, centres, ids, **settings)
+
+
+class _MaskedMse(torch.autograd.Function):
+    """The op without the dispatcher, and without a product: a loss that is summed as it is has the factor 1.
+
+    The kernel that multiplies by the factor of the loss finds that out on the device and then leaves the gradient
+    alone. A product in every case would move as many bytes again as the loss and the gradient together.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, prediction: Tensor, scene: FlatScene, centres: Tensor, ids: Tensor, settings: dict[str, Any]
+    ) -> Tensor:
+        loss, ctx.gradient = _launch(prediction, scene, centres, ids, **settings, with_grad=True)
+        ctx.save_for_backward(prediction)
+        ctx.arguments = scene, centres, ids, settings
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        from fastdiffclip.kernels.triton.masked_mse import scale_in_place
+
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:  # once more through a kept graph: the first gradient belongs to whoever got it
+            (prediction,), (scene, centres, ids, settings) = ctx.saved_tensors, ctx.arguments
+            gradient = _launch(prediction, scene, centres, ids, **settings, with_grad=True)[1]
+        return scale_in_place(gradient, grad_loss), None, None, None, None
+
+
+@torch.library.custom_op("fastdiffclip::masked_mse", mutates_args=())
+def _op(
+    prediction: Tensor,
+    pixels: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    valid: Tensor | None,
+    extents: Tensor,
+    centres: Tensor,
+    ids: Tensor,
+    window: int,
+    masked_weight: float,
+    visible_weight: float,
+    valid_rows: Tensor | None,
+    total_rows: Tensor | None,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """What a graph holds: loss and its gradient, which is empty unless asked for."""
+    return _launch(
+        prediction,
+        FlatScene(pixels, scale, offset, valid, extents),
         centres,
         ids,
         window=window,
@@ -68,4 +177,40 @@ def masked_mse(
         visible_weight=visible_weight,
         valid_rows=valid_rows,
         total_rows=total_rows,
+        with_grad=with_grad,
     )
+
+
+@_op.register_fake
+def _(
+    prediction: Tensor,
+    pixels: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    valid: Tensor | None,
+    extents: Tensor,
+    centres: Tensor,
+    ids: Tensor,
+    window: int,
+    masked_weight: float,
+    visible_weight: float,
+    valid_rows: Tensor | None,
+    total_rows: Tensor | None,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    loss = prediction.new_empty((), dtype=torch.float32)
+    return loss, prediction.new_empty(prediction.shape if with_grad else (0,))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _differentiate(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    (gradient,) = ctx.saved_tensors
+    return gradient * grad_loss, *(None,) * 13
+
+
+_op.register_autograd(_differentiate, setup_context=_save)
+
+dispatch.register("masked_mse", {"reference": _reference, "triton": _triton})

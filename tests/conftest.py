@@ -15,6 +15,10 @@ from fastdiffclip.scene.writer import SceneWriter
 from fastdiffclip.train.flc import FlcResult, Shots, class_prompts, train_flc
 from fastdiffclip.train.umd import UmdResult, train_umd
 
+# Before anything imports Triton: its kernels then run interpreted on the CPU, and every test that sweeps the
+# implementations of an op takes them in.
+os.environ["TRITON_INTERPRET"] = "1"
+
 ROOT = Path(__file__).parents[1]
 UTM_32N = (
     'PROJCS["WGS 84 / UTM zone 32N",GEOGCS["WGS 84",DATUM["WGS_1984",SPHEROID["WGS 84",6378137,298.257223563]],'

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdiffclip.errors import ResourceError, UsageError
-from fastdiffclip.kernels.flat_scene import FlatScene
+from fastdiffclip.kernels.flat_scene import FlatScene, centre_outside
 from fastdiffclip.kernels.native import loader
 
 # Fields of the struct and codes, as in abi.h.
@@ -101,11 +101,7 @@ def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtyp
 
 def _check(code: int, centres: Tensor, isa: str | None) -> None:
     if code > 0:
-        centre = tuple(centres[code - 1].tolist())
-        raise UsageError(
-            f"centre {code - 1} is (scene, row, column) {centre}, which lies outside the scenes; "
-            "expected a scene of the extents, 0 <= row < height and 0 <= column < width"
-        )
+        raise centre_outside(centres, code - 1)
     if code == _NO_MEMORY:
         raise ResourceError("the native visible_noise has no memory for its work space; close other programs")
     if code == _NO_ISA:

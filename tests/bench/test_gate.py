@@ -24,7 +24,7 @@ def with_native(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[...,
 
     def register(op: str, call: Callable[..., Any]) -> None:
         monkeypatch.setitem(dispatch._OPS, op, {**dispatch._OPS[op], "native": call})
-        monkeypatch.setattr(dispatch, "unavailable", lambda impl, device: "")
+        monkeypatch.setattr(dispatch, "unavailable", lambda impl, device: "" if impl != "triton" else "not here")
 
     return register
 

@@ -11,7 +11,7 @@ import torch
 
 from fastdiffclip import kernels
 from fastdiffclip.errors import UsageError
-from fastdiffclip.kernels import dispatch, native, short_attention, visible_noise
+from fastdiffclip.kernels import dispatch, native, short_attention, triton, visible_noise
 from fastdiffclip.kernels.philox import rng_state
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -41,11 +41,12 @@ def test_implementation_that_the_op_lacks_is_named(monkeypatch):
         dispatch.pick("plain", "native", CPU)
 
 
-def test_forced_but_unavailable_says_why(made_up, no_native):
+def test_forced_but_unavailable_says_why(made_up, no_native, monkeypatch):
     with pytest.raises(
         UsageError, match="made_up: implementation 'native' cannot be used: the library is switched off"
     ):
         dispatch.pick("made_up", "native", CPU)
+    monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(UsageError, match="'triton' cannot be used: Triton kernels need a CUDA device"):
         dispatch.pick("made_up", "triton", CPU)
     with pytest.raises(UsageError, match="'native' cannot be used: the native library serves the CPU"):
@@ -57,6 +58,20 @@ def test_best_that_is_there(made_up, monkeypatch):
     assert dispatch.pick("made_up", None, CPU)() == "native"
     assert dispatch.pick("made_up", None, CUDA)() == "triton"
     assert dispatch.pick("made_up", "reference", CUDA)() == "reference"
+
+
+def test_without_triton_a_gpu_gets_the_reference(made_up, monkeypatch, caplog):
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
+    with caplog.at_level(logging.DEBUG, logger="fastdiffclip.kernels.dispatch"):
+        assert dispatch.pick("made_up", None, CUDA)() == "reference"
+    assert "made_up: triton not taken: the package triton is not installed" in caplog.text
+
+
+def test_the_interpreter_runs_on_request_only(made_up, no_native, monkeypatch):
+    """It is a thousand times slower than the reference: nobody who set the switch for a test wants it elsewhere."""
+    assert dispatch.pick("made_up", None, CPU)() == "reference"
+    assert dispatch.pick("made_up", "triton", CPU)() == "triton"
+    assert "need a CUDA device" in triton.unavailable(torch.device("meta"))
 
 
 def test_switched_off_falls_back_and_says_so(made_up, no_native, caplog):

@@ -122,6 +122,30 @@ def test_visible_ids_are_uniform_ascending_and_distinct():
     assert float((share - p).abs().max()) < 5 * (p * (1 - p) / rows) ** 0.5  # five standard errors
 
 
+def test_masks_of_other_addresses_are_independent():
+    """Two independent choices of V out of L share V * V / L tokens on average (hypergeometric)."""
+    rows, tokens, visible = 4000, 121, 36
+
+    def chosen(seed: int = 3, step: int = 0, modality: int = 0, first: int = 0) -> torch.Tensor:
+        ids = philox.visible_ids(philox.rng_state(seed, step, first), rows, tokens, visible, modality)
+        return torch.zeros(rows, tokens).scatter(1, ids, 1.0)
+
+    mean = visible**2 / tokens
+    variance = mean * (1 - visible / tokens) * (tokens - visible) / (tokens - 1)
+    masks = chosen()
+    for name, other in {
+        "steps": chosen(step=1),
+        "seeds": chosen(seed=4),
+        "modalities": chosen(modality=1),
+        "windows": chosen(first=1),
+    }.items():
+        shared = (masks * other).sum(1)
+        assert abs(float(shared.mean()) - mean) < 5 * (variance / rows) ** 0.5, name
+    neighbours = (masks[:, 1:] * masks[:, :-1]).mean()  # both of two tokens: V (V - 1) / L (L - 1)
+    both = visible * (visible - 1) / (tokens * (tokens - 1))
+    assert abs(float(neighbours) - both) < 5 * (both / (rows * (tokens - 1))) ** 0.5
+
+
 # (windows, tokens, channels) normals of one state. Five standard errors are allowed to each figure below,
 # which a sound generator exceeds once in a million; the seed is fixed.
 SHAPE = (64, 25, 128)
