@@ -10,7 +10,7 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run, print; returns the exit code."""
-    from fastdiffclip.bench.cases import SUITES
+    from fastdiffclip.bench.cases import CURVES, SUITES
     from fastdiffclip.bench.report import render
     from fastdiffclip.bench.runner import run
     from fastdiffclip.errors import FastDiffCLIPError
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="Times this machine; nothing that is wrong is timed."
     )
-    parser.add_argument("--suite", default="kernels", help=f"{', '.join(SUITES)} or all")
+    parser.add_argument("--suite", default="kernels", help=f"{', '.join(SUITES)}, all of these, or {CURVES}")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all that this process may use")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", type=Path, help="folder for JSON, Markdown and plots")

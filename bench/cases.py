@@ -13,6 +13,7 @@ from fastdiffclip.errors import UsageError, nearest
 
 FP32, BF16 = "float32", "bfloat16"
 SUITES = ("kernels", "io", "train", "infer")
+CURVES = "curves"  # a suite of its own, see curves.py; no part of all
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,13 @@ CASES: tuple[Case, ...] = (
         _op("contrastive", "fwd+bwd", FP32, ("plain",), ("plain", *_OURS), sizes, {"N": 8, "K": 3, "D": 16})
         for sizes in ({"N": 64, "K": 15, "D": 128}, {"N": 2048, "K": 2048, "D": 128})
     ),
+    # What the batch of a training step takes as a part of its graph, where no host is waited for.
+    _op("contrastive", "fwd+bwd graph", FP32, ("plain",), ("plain", "reference", "triton"),
+        {"N": 64, "K": 15, "D": 128}, {"N": 8, "K": 3, "D": 16}, ("cuda",)),
     *(
-        # At this size the reference would hold several N x N matrices; only the fused op and a chunked loss run.
-        _op("contrastive", mode, BF16, ("plain",), ("plain", "triton"), {"N": 65536, "K": 65536, "D": 512},
-            {"N": 8, "K": 8, "D": 16}, ("cuda",))
+        # At this size the reference would hold several N x N matrices; only fused kernels and a chunked loss run.
+        _op("contrastive", mode, BF16, ("plain",), ("plain", "triton", "inf-cl", "memeff"),
+            {"N": 65536, "K": 65536, "D": 512}, {"N": 8, "K": 8, "D": 16}, ("cuda",))
         for mode in ("fwd", "fwd+bwd")
     ),
     *(
@@ -87,7 +91,7 @@ CASES: tuple[Case, ...] = (
 
 def select(suite: str, device: str, quick: bool = False) -> list[tuple[Case, Mapping[str, int]]]:
     """The cases of ``suite`` (or ``all``) for a device type, each with its shape. Raises :class:`UsageError`."""
-    known = (*SUITES, "all")
+    known = (*SUITES, CURVES, "all")
     if suite not in known:
         raise UsageError(f"there is no bench suite {suite!r}{nearest(suite, known)}; there is: {', '.join(known)}")
     chosen, seen = [], set()

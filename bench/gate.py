@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiffclip.bench import plain
+from fastdiffclip.bench.published import PUBLISHED, leaves_of, published_loss
 from fastdiffclip.bench.setups import SkipCase, draw_centres, flat_scene, without_paths
 from fastdiffclip.errors import UsageError
-from fastdiffclip.kernels import contrastive, masked_mse, philox, short_attention, visible_noise
+from fastdiffclip.kernels import contrastive, masked_mse, philox, short_attention_packed, visible_noise
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # of the reference, relative to the largest true value
 SLACK = {"float32": 1e-6, "bfloat16": 2e-3}  # what another order of sums may add to eager's error
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -181,29 +182,47 @@ def _against_eager(
 
 def gate_contrastive(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
     """Both targets, loss and the gradients of images, texts and logit scale, against N x N pairs in float64."""
+    if impl in PUBLISHED:
+        return _gate_published(impl, dtype, device)
     if impl == "plain":
         dtype = "float32"  # its logits are rounded to bfloat16 there; at scale 100 that is 18 % of a gradient
-    rows, images, texts, width = 29, 33, 7, 24
+    cases = [((29, 33, 7, 24), *how) for how in (("pairwise", 14.3), ("class", 3.0), ("pairwise", 100.0))]
+    if impl == "triton":  # its other kernels, and so many texts, then images, that gradients are summed over blocks
+        cases += [((190, 200, 150, 72), "pairwise", 100.0), ((190, 200, 8300, 24), "pairwise", 14.3)]
+        cases += [((16450, 16500, 130, 24), "class", 14.3)]
+    found = [_judge_contrastive(impl, dtype, device, *case) for case in cases]
+    return max(found, key=lambda pair: float("inf") if pair[0] != pair[0] else pair[0] / pair[1])
+
+
+def _judge_contrastive(
+    impl: str, dtype: str, device: torch.device, sizes: tuple[int, int, int, int], targets: str, scale: float
+) -> tuple[float, float]:
+    rows, images, texts, width = sizes
     image, text = _random(images, width, dtype=dtype, seed=1), _random(texts, width, dtype=dtype, seed=2)
     labels = torch.arange(images) ** 2 % (texts - 2)  # the last texts have no image
-    found: list[tuple[float, float]] = []
-    for targets, scale in (("pairwise", 14.3), ("class", 3.0), ("pairwise", 100.0)):
-        exact = functools.partial(_pairs, labels=labels[:rows], rows=rows, targets=targets)
-        truth = with_gradients(exact, image.double(), text.double(), torch.tensor(scale, dtype=torch.float64))
+    exact = functools.partial(_pairs, labels=labels[:rows], rows=rows, targets=targets)
+    truth = with_gradients(exact, image.double(), text.double(), torch.tensor(scale, dtype=torch.float64))
 
-        def run(name: str, targets: str = targets, scale: float = scale) -> list[Tensor]:
-            there = [t.to(device) for t in (image, text, torch.tensor(scale))]
-            if name == "plain":
-                return with_gradients(
-                    functools.partial(_pairs, labels=labels[:rows].to(device), rows=rows, targets=targets),
-                    *there,
-                )
-            count = torch.tensor(rows, device=device)
-            op = functools.partial(contrastive, targets=targets, valid_rows=count, impl=name)
-            return with_gradients(lambda z, t, s: op(z, t, labels.to(device), s), *there)
+    def run(name: str) -> list[Tensor]:
+        there = [t.to(device) for t in (image, text, torch.tensor(scale))]
+        if name == "plain":
+            pairs = functools.partial(_pairs, labels=labels[:rows].to(device), rows=rows, targets=targets)
+            return with_gradients(pairs, *there)
+        count = torch.tensor(rows, device=device)
+        op = functools.partial(contrastive, targets=targets, valid_rows=count, impl=name)
+        return with_gradients(lambda z, t, s: op(z, t, labels.to(device), s), *there)
 
-        found.append(_against_eager(truth, run, impl, dtype, ("reference", "plain")))
-    return max(found, key=lambda pair: float("inf") if pair[0] != pair[0] else pair[0] / pair[1])
+    return _against_eager(truth, run, impl, dtype, ("reference", "plain"))
+
+
+def _gate_published(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
+    """Pairs at an ordinary scale: one package multiplies in TF32, the other rounds unit vectors to ``dtype``."""
+    loss, scale = published_loss(impl, device, 14.3), torch.tensor(14.3)
+    image, text = (_random(200, 64, dtype=dtype, seed=seed) for seed in (1, 2))
+    truth = with_gradients(plain.pairwise_loss, image.double(), text.double(), scale.double())
+    there = leaves_of(impl, *(x.to(device) for x in (image, text, scale)))
+    found = with_gradients(loss, *there)
+    return relative(found, truth[: len(found)]), TOLERANCE["bfloat16"]
 
 
 def _pairs(image: Tensor, text: Tensor, scale: Tensor, *, labels: Tensor, rows: int, targets: str) -> Tensor:
@@ -219,26 +238,27 @@ def gate_short_attention(impl: str, dtype: str, device: torch.device) -> tuple[f
     """Output and the gradients of q, k, v at both lengths of the model; with padding where the backend knows it."""
     found = []
     for length, width, padded in ((37, 16, False), (122, 16, False), (5, 8, True), (50, 64, False)):
-        q, k, v = (_random(3, length, 2, width, dtype=dtype, seed=s) for s in (1, 2, 3))
+        qkv = _random(3, length, 3, 2, width, dtype=dtype, seed=1)
         if padded and impl in ATTENTION:
             continue
         lengths = torch.tensor([length, 1, length - 2]) if padded else None
-        truth = with_gradients(functools.partial(_attend, lengths=lengths), q.double(), k.double(), v.double())
 
-        def run(name: str, leaves: tuple[Tensor, ...] = (q, k, v), n: Tensor | None = lengths) -> list[Tensor]:
-            attend = (
-                attention_call(name, device)
-                if n is None
-                else functools.partial(short_attention, lengths=n.to(device), impl=name)
-            )
-            return with_gradients(attend, *(x.to(device) for x in leaves))
+        def run(attend: Attend, packed: Tensor) -> list[Tensor]:
+            out, grad = with_gradients(attend, packed)
+            return [out, *grad.unbind(2)]
 
-        found.append(_against_eager(truth, run, impl, dtype, ("reference",) if padded else ("reference", "sdpa")))
+        def of(name: str, packed: Tensor = qkv, n: Tensor | None = lengths) -> list[Tensor]:
+            there = None if n is None else n.to(device)
+            return run(attention_call(name, device, there), packed.to(device))
+
+        truth = run(functools.partial(_attend, lengths=lengths), qkv.double())
+        found.append(_against_eager(truth, of, impl, dtype, ("reference",) if padded else ("reference", "sdpa")))
     return max(found, key=lambda pair: float("inf") if pair[0] != pair[0] else pair[0] / pair[1])
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+def _attend(qkv: Tensor, lengths: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(E)) v, each sequence cut to its length."""
+    q, k, v = qkv.unbind(2)
     scores = torch.einsum("blhe,bmhe->bhlm", q, k) / math.sqrt(q.shape[-1])
     if lengths is not None:
         padding = torch.arange(k.shape[1]) >= lengths[:, None]
@@ -249,14 +269,17 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
 ATTENTION = ("sdpa", "xformers")
 
 
-def attention_call(impl: str, device: torch.device) -> Attend:
-    """Attention on ``(B, L, H, E)``: torch's, xformers', or an implementation of ``short_attention``."""
+def attention_call(impl: str, device: torch.device, lengths: Tensor | None = None) -> Attend:
+    """Self-attention of the model's packed projection ``(B, L, 3, H, E)``, as each implementation is called there.
+
+    torch's and xformers' take its three parts, whose gradients autograd puts together again; an implementation of
+    ``short_attention`` takes the whole.
+    """
     if impl == "sdpa":
 
-        def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(
-                1, 2
-            )
+        def sdpa(qkv: Tensor) -> Tensor:
+            q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
         return sdpa
     if impl == "xformers":
@@ -265,8 +288,8 @@ def attention_call(impl: str, device: torch.device) -> Attend:
         reason = xformers_unavailable(device.type)
         if reason:
             raise SkipCase(f"xformers is not used: {reason}")
-        return xformers_attention
-    return functools.partial(short_attention, impl=impl)
+        return lambda qkv: xformers_attention(*qkv.unbind(2))
+    return functools.partial(short_attention_packed, lengths=lengths, impl=impl)
 
 
 OPS: dict[str, Callable[[str, str, torch.device], tuple[float, float]]] = {

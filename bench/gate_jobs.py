@@ -92,10 +92,43 @@ def gate_window_gather(impl: str, dtype: str, device: torch.device) -> tuple[flo
     return float(np.abs(found - truth).max()), 1e-6
 
 
+def gate_front_end(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
+    """Components prepared block by block are those of the whole scene, and their variances average 1."""
+    from fastdiffclip.bench.jobs import stored_scene
+    from fastdiffclip.scene.prepare import fit_front_end, prepare_scenes
+
+    with stored_scene(83, 41, 17) as (scene, pixels):
+        front_end = fit_front_end("mnf", [scene], 17)
+        found = prepare_scenes([scene], front_end).modalities["hsi"]
+        truth = front_end.apply("hsi", pixels, np.ones(pixels.shape[:2], bool)).reshape(found.pixels.shape)
+    spread = abs(float(found.pixels.var(axis=0).mean()) - 1.0)
+    return max(float(np.abs(found.pixels * found.scale + found.offset - truth).max()), 1e-3 * spread), 1e-5
+
+
+def gate_draw(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
+    """Windows drawn from a scene in memory and from the disk are the same, and those of the scene."""
+    from fastdiffclip.bench.jobs import stored_scene
+    from fastdiffclip.scene.prepare import fit_front_end
+    from fastdiffclip.train.data import umd_data
+
+    with stored_scene(29, 31, 6) as (scene, _):
+        front_end = fit_front_end("standard", [scene])
+        held, read = (umd_data([scene], front_end, 50, 5, 3, budget, torch.device("cpu")) for budget in (1 << 40, 0))
+    ours, theirs = (
+        plain.build_windows(plain.cubes(data.flat[0], 5), data.centres.numpy())[0].numpy() for data in (held, read)
+    )
+    distinct = len(np.unique(held.centres.numpy(), axis=0)) == 50
+    return (0.0 if distinct and np.array_equal(ours, theirs) else float("inf")), 0.0
+
+
 JOBS: dict[str, Callable[[str, str, torch.device], tuple[float, float]]] = {
     "umd_step": gate_umd_step,
     "flc_step": gate_flc_step,
     "predict": gate_predict,
     "scene_read": gate_scene_read,
     "window_gather": gate_window_gather,
+    "fit_front_end": gate_front_end,
+    "prepare": gate_front_end,
+    "draw_from_memory": gate_draw,
+    "draw_from_disk": gate_draw,
 }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from fastdiffclip.infer.classifier import Classifier
     from fastdiffclip.scene.prepare import PreparedModality
     from fastdiffclip.scene.store import Scene
+
+MOST_STEPS = 100_000  # that a job may be asked for
 
 
 @contextmanager
@@ -70,7 +73,7 @@ def _stage_sizes(sizes: Mapping[str, int]) -> Sizes:
 def _where(device: torch.device, dtype: str) -> Compute:
     if dtype == "bfloat16" and device.type == "cpu" and not cpu_has_bf16():
         raise SkipCase("the processor has no bfloat16 matrix products")
-    return Compute(device, getattr(torch, dtype))
+    return Compute(device, getattr(torch, dtype), compile=device.type == "cuda")
 
 
 # --- one optimiser step ---------------------------------------------------------------------------------------------
@@ -85,27 +88,24 @@ def _step(case: Case, sizes: Sizes, device: torch.device, variants: list[Variant
     flops = count_flops(lambda: pair.plain_loss(0).backward()) / 2
     pixels = sum(bands * (2 if bands > 1 else 4) for bands in sizes.bands) * sizes.window**2
     batch = sizes.umd_batch if case.name == "umd_step" else sizes.flc_batch
-    found = Jobs(Work(flops * batch, parameter_bytes(pair.engine) + batch * pixels))
+    found = Jobs(Work(flops * batch, parameter_bytes(pair.engine.model) + batch * pixels))
     for impl, dtype in variants:
-        maker = _plain_step if impl == "plain" else _engine_step
+        maker = _plain_step if impl == "plain" else engine_step
         found.add((impl, dtype), functools.partial(maker, make, sizes, device, dtype))
     return found
 
 
-def _engine_step(make: Callable[..., Any], sizes: Sizes, device: torch.device, dtype: str) -> Callable[[], Any]:
-    from fastdiffclip.train.engine import adam
+def engine_step(make: Callable[..., Any], sizes: Sizes, device: torch.device, dtype: str) -> Callable[[], Any]:
+    """The engine's next optimiser step, at every call; ``make`` is ``umd_setup`` or ``flc_setup``."""
+    from fastdiffclip.train.steps import WARM_UP, take_steps
 
     setup = make(sizes, _where(device, dtype))
-    optimiser, numbers = adam(setup.engine, 1e-4, 1e-5), itertools.count()
     setup.plain = None  # the plain one's model and cubes are not part of what is measured
-
-    def call() -> float:
-        optimiser.zero_grad(set_to_none=True)
-        loss: float = setup.step(next(numbers))
-        optimiser.step()
-        return loss
-
-    return call
+    steps = take_steps(setup.step, setup.engine, lambda step: 1e-4, MOST_STEPS)
+    numbers = itertools.count()
+    for _ in range(WARM_UP + 1 if device.type == "cuda" else 0):  # the last one records the graph
+        steps.advance(next(numbers))
+    return lambda: steps.advance(next(numbers))
 
 
 def _plain_step(make: Callable[..., Any], sizes: Sizes, device: torch.device, dtype: str) -> Callable[[], Any]:
@@ -139,7 +139,7 @@ class PredictSetup:
         """Write the map as the command does."""
         from fastdiffclip.infer.stream import predict
 
-        return predict(self.scene, self.classifier, self.folder / "engine.tif").class_map
+        return predict(self.scene, self.classifier, self.folder / "engine.tif")
 
     def plain_map(self) -> Any:
         """Read everything, predict in a loop, write the map."""
@@ -165,9 +165,14 @@ class PredictSetup:
 
     def engine_probabilities(self) -> np.ndarray:
         """The same of the engine."""
-        from fastdiffclip.infer.stream import predict_rows
+        import rasterio
 
-        grid = np.concatenate(list(predict_rows(self.classifier, self.scene)), axis=1)
+        from fastdiffclip.infer.stream import predict
+
+        file = self.folder / "probabilities.tif"
+        predict(self.scene, self.classifier, self.folder / "engine.tif", probabilities=file)
+        with warnings.catch_warnings(action="ignore"), rasterio.open(file) as raster:  # it has no georeference
+            grid: np.ndarray = raster.read()
         return grid.transpose(1, 2, 0)[~np.isnan(grid[0])]
 
     def _cubes(self) -> tuple[list[list[plain.Cube]], np.ndarray]:
@@ -188,9 +193,11 @@ class PredictSetup:
 def predict_setup(sizes: Sizes, device: torch.device, dtype: str, invalid: float = 0.0) -> Iterator[PredictSetup]:
     """A square scene of ``sizes.side`` pixels in a temporary folder, and an untrained classifier."""
     from fastdiffclip.infer.classifier import Classifier
+    from fastdiffclip.model.language_classifier import LanguageClassifier
     from fastdiffclip.scene.prepare import fit_front_end
     from fastdiffclip.scene.store import ClassInfo, open_scene
     from fastdiffclip.scene.writer import SceneWriter
+    from fastdiffclip.train.flc import text_embeddings
 
     where = _where(device, dtype)
     flc = flc_setup(replace(sizes, flc_batch=2, side=sizes.window), where)
@@ -204,10 +211,11 @@ def predict_setup(sizes: Sizes, device: torch.device, dtype: str, invalid: float
                 valid = random.random((side, side)) >= invalid
                 writer.add_modality(name, stored, bands=stored.shape[2], dtype=str(stored.dtype), valid=valid)
         scene = open_scene(path)
-        flc.engine.eval()
+        model = cast(LanguageClassifier, flc.engine.model.eval())
+        texts = text_embeddings(model, sizes.prompts(), where)
         classes = tuple(ClassInfo(k + 1, f"class {k + 1}", "", (k, 2 * k, 99)) for k in range(sizes.classes))
         front_end = fit_front_end("standard", [scene])
-        classifier = Classifier(flc.engine, flc.step.text_embeddings(), classes, front_end, flc.step.config, where)
+        classifier = Classifier(model, texts, classes, front_end, flc.step.config, where)
         yield PredictSetup(scene, classifier, flc.plain, Path(folder))
 
 

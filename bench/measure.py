@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from fastdiffclip.bench.setups import SkipCase
 from fastdiffclip.runtime import cpu_has_bf16, versions
 
 Key = TypeVar("Key", bound=Hashable)
@@ -84,6 +85,22 @@ def _once(call: Callable[[], Any], device: torch.device, flush: torch.Tensor | N
     end.record()
     torch.cuda.synchronize(device)
     return float(start.elapsed_time(end))
+
+
+def captured(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """``call`` recorded as a CUDA graph: what it takes where no host is waited for. Raises :class:`SkipCase`."""
+    beside, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside):
+        for _ in range(3):  # compilations and work spaces are no part of a graph
+            call()
+    torch.cuda.current_stream(device).wait_stream(beside)
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError as error:
+        raise SkipCase(f"it cannot be recorded as a graph: {str(error).strip().splitlines()[0]}") from None
+    return graph.replay
 
 
 def peak_of(call: Callable[[], Any], device: torch.device) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from fastdiffclip.bench import plain
 from fastdiffclip.bench.cases import Case
 from fastdiffclip.bench.floors import Work
 from fastdiffclip.bench.gate import attention_call
+from fastdiffclip.bench.measure import captured
+from fastdiffclip.bench.published import PUBLISHED, leaves_of, published_loss
 from fastdiffclip.bench.setups import SkipCase, draw_centres, flat_scene
 from fastdiffclip.errors import UsageError
 from fastdiffclip.kernels import FlatScene, contrastive, masked_mse, philox, reference, visible_noise
@@ -48,7 +51,7 @@ class Jobs:
 
 
 def backward(call: Callable[..., Tensor], leaves: list[Tensor], mode: str) -> Callable[[], Any]:
-    """``call(*leaves)``, and in mode ``fwd+bwd`` the gradients of its sum weighted by ones."""
+    """``call(*leaves)``; beyond mode ``fwd`` the gradients of its sum weighted by ones, ``graph``: as a CUDA graph."""
     if mode == "fwd":
         leaves = [leaf.detach() for leaf in leaves]
         return lambda: call(*leaves)
@@ -57,7 +60,7 @@ def backward(call: Callable[..., Tensor], leaves: list[Tensor], mode: str) -> Ca
         out = call(*leaves)
         return torch.autograd.grad(out, leaves, torch.ones_like(out))
 
-    return both
+    return captured(both, leaves[0].device) if mode.endswith(" graph") else both
 
 
 @contextmanager
@@ -118,8 +121,8 @@ def _itself(call: Callable[[], Any]) -> Callable[[], Any]:
     return call
 
 
-def _attention(impl: str, leaves: list[Tensor], mode: str) -> Callable[[], Any]:
-    return backward(attention_call(impl, leaves[0].device), leaves, mode)
+def _attention(impl: str, qkv: Tensor, mode: str) -> Callable[[], Any]:
+    return backward(attention_call(impl, qkv.device), [qkv], mode)
 
 
 def _masked_mse(case: Case, sizes: Mapping[str, int], device: torch.device, variants: list[Variant]) -> Jobs:
@@ -143,15 +146,20 @@ def _contrastive(case: Case, sizes: Mapping[str, int], device: torch.device, var
     text = torch.randn(texts, width, device=device).to(dtype).requires_grad_(True)
     scale = torch.tensor(14.3, device=device, requires_grad=True)
     labels = torch.arange(images, device=device) % texts
-    passes = 3 if case.mode == "fwd+bwd" else 1
+    passes = 1 if case.mode == "fwd" else 3
     work = Work(2.0 * passes * images * texts * width, (images + texts) * width * dtype.itemsize * min(passes, 2))
     jobs = Jobs(work)
     eager = _chunked_pairs if images * texts > 1 << 28 else _repeated_pairs
 
     for impl, name in variants:
-        op = functools.partial(_op_contrastive, labels=labels, impl=impl)
-        call = functools.partial(eager, labels=labels) if impl == "plain" else op
-        jobs.add((impl, name), functools.partial(backward, call, [image, text, scale], case.mode), probe=True)
+        leaves = [image, text, scale]
+        if impl in PUBLISHED:
+            call, leaves = published_loss(impl, device, 14.3), leaves_of(impl, *leaves)
+        elif impl == "plain":
+            call = functools.partial(eager, labels=labels)
+        else:
+            call = functools.partial(_op_contrastive, labels=labels, impl=impl)
+        jobs.add((impl, name), functools.partial(backward, call, leaves, case.mode), probe=True)
     return jobs
 
 
@@ -183,14 +191,13 @@ def _chunked_pairs(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -
 
 def _short_attention(case: Case, sizes: Mapping[str, int], device: torch.device, variants: list[Variant]) -> Jobs:
     shape, dtype = (sizes["B"], sizes["L"], sizes["H"], sizes["E"]), getattr(torch, variants[0][1])
-    # As the model has them: three views of one tensor.
-    packed = torch.randn(shape[0], shape[1], 3, *shape[2:], device=device).to(dtype)
-    leaves = [part.requires_grad_(True) for part in packed.unbind(2)]
+    # As the model has them: one projection, and one gradient of it.
+    packed = torch.randn(shape[0], shape[1], 3, *shape[2:], device=device).to(dtype).requires_grad_(True)
     passes = 3 if case.mode == "fwd+bwd" else 1
     flops = passes * 4.0 * shape[0] * shape[2] * shape[1] ** 2 * shape[3]
     # Forward: q, k, v in, the output out. Backward: those and the output's gradient in, three gradients out.
     tensors = 4 if passes == 1 else 12
-    jobs = Jobs(Work(flops, tensors * leaves[0].numel() * dtype.itemsize))
+    jobs = Jobs(Work(flops, tensors * math.prod(shape) * dtype.itemsize))
     for impl, name in variants:
-        jobs.add((impl, name), functools.partial(_attention, impl, leaves, case.mode), probe=True)
+        jobs.add((impl, name), functools.partial(_attention, impl, packed, case.mode), probe=True)
     return jobs

@@ -24,28 +24,35 @@ def render(result: dict[str, Any]) -> str:
     ]
     if result["quick"]:
         parts.append("Tiny shapes and hardly any repeats (quick): these are no figures.")
+    if "curves" in result:
+        from fastdiffclip.bench.curve_plots import curve_table
+
+        parts.append(f"### growth\n\n{curve_table(result)}")
     for suite in dict.fromkeys(row["suite"] for row in result["rows"]):
-        parts.append(f"### {suite}\n\n" + _table(
+        parts.append(f"### {suite}\n\n" + markdown_table(
             ("case", "shape", "mode", "impl", "dtype", "median ms", "p20 to p80", "peak MiB", "x eager", "of floor"),
             [
-                (r["case"], r["shape"], r["mode"], r["impl"], r["dtype"], _number(r["median_ms"]),
-                 f"{_number(r['p20_ms'])} to {_number(r['p80_ms'])}", _number(r["peak_mb"]),
-                 _number(r["ratio_vs_eager"]),
+                (r["case"], r["shape"], r["mode"], r["impl"], r["dtype"], number(r["median_ms"]),
+                 f"{number(r['p20_ms'])} to {number(r['p80_ms'])}", number(r["peak_mb"]),
+                 number(r["ratio_vs_eager"]),
                  "" if r["share_of_floor"] is None else f"{100 * r['share_of_floor']:.0f} %")
                 for r in result["rows"] if r["suite"] == suite
             ],
         ))  # fmt: skip
     red = [v for v in result["gate"] if not v["green"]]
     parts.append(f"Correctness gate: {len(result['gate']) - len(red)} of {len(result['gate'])} green.")
-    parts += [
-        f"RED: {v['case']} {v['impl']} {v['dtype']}: error {v['error']:.3g}, allowed {v['bound']:.3g}" for v in red
-    ]
+    parts += [f"RED: {v['case']} {v['impl']} {v['dtype']}: {_why_red(v)}" for v in red]
     reasons = {(s["case"], s["impl"], s["dtype"], s["reason"]) for s in result["skipped"]}
     if reasons:
         parts.append("Not timed:\n" + "\n".join(f"- {c} {i} {d}: {why}" for c, i, d, why in sorted(reasons)))
     floors = ", ".join(f"{name} {rate / 1e9:.4g} G/s" for name, rate in result["floors"].items())
     parts.append(f"Measured rates: {floors or 'none'}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _why_red(verdict: dict[str, Any]) -> str:
+    error = "no finite number" if verdict["error"] is None else f"{verdict['error']:.3g}"
+    return verdict["note"] or f"error {error}, allowed {verdict['bound']:.3g}"
 
 
 def compare_results(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -76,11 +83,11 @@ def _render_comparison(result: dict[str, Any]) -> str:
              f"commit {sides[side].get('commit') or 'unknown'}" for side in ("a", "b")]  # fmt: skip
     if not sides["same_machine"]:
         lines.append("The two ran on different machines, devices or numbers of threads.")
-    table = _table(
+    table = markdown_table(
         ("case", "shape", "mode", "impl", "dtype", "A ms", "B ms", "A / B", ""),
         [
-            (r["case"], r["shape"], r["mode"], r["impl"], r["dtype"], _number(r["median_ms_a"]),
-             _number(r["median_ms_b"]), _number(r["ratio"]), "" if r["distinct"] else "within noise")
+            (r["case"], r["shape"], r["mode"], r["impl"], r["dtype"], number(r["median_ms_a"]),
+             number(r["median_ms_b"]), number(r["ratio"]), "" if r["distinct"] else "within noise")
             for r in result["rows"]
         ],
     )  # fmt: skip
@@ -113,6 +120,10 @@ def _plots(result: dict[str, Any], target: Path) -> list[Path]:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         return []
+    if "curves" in result:
+        from fastdiffclip.bench.curve_plots import plot_curves
+
+        return plot_curves(result, target)
     files = []
     for suite in dict.fromkeys(row["suite"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["suite"] == suite and row["ratio_vs_eager"] is not None]
@@ -124,7 +135,7 @@ def _plots(result: dict[str, Any], target: Path) -> list[Path]:
         bars = axes.barh(range(len(rows)), [r["ratio_vs_eager"] for r in rows], color="#3b6ea5")
         axes.bar_label(
             bars,
-            [f"{r['ratio_vs_eager']:.3g}x, {_number(r['median_ms'])} ms" for r in rows],
+            [f"{r['ratio_vs_eager']:.3g}x, {number(r['median_ms'])} ms" for r in rows],
             padding=3,
             fontsize=7,
         )
@@ -140,7 +151,8 @@ def _plots(result: dict[str, Any], target: Path) -> list[Path]:
     return files
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are also aligned as text."""
     widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
     ruler = ["-" * max(3, width) for width in widths]
     return "\n".join(
@@ -149,5 +161,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Four digits, as a cell of a table."""
     return "" if value is None else f"{value:.4g}" if value < 1e4 else f"{value:.0f}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastdiffclip.bench.cases import Case, select
+from fastdiffclip.bench.cases import CURVES, Case, select
 from fastdiffclip.bench.floors import Floors
 from fastdiffclip.bench.gate import Gate
 from fastdiffclip.bench.jobs import jobs
@@ -37,7 +37,7 @@ def run(
     """Time a suite on this machine, or compare two results.
 
     Args:
-        suite: ``kernels``, ``io``, ``train``, ``infer`` or ``all``.
+        suite: ``kernels``, ``io``, ``train``, ``infer`` or ``all`` of these; ``curves`` by itself.
         threads: CPU threads of torch, numba and the native library; 0 takes all that this process may use.
         out: folder for the JSON, the Markdown table and the plots; None writes nothing.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -56,12 +56,17 @@ def run(
     if compare is not None:
         return compare_results(read_result(Path(compare[0])), read_result(Path(compare[1])))
     where, before = resolve_device(device), torch.get_num_threads()
-    chosen = select(suite, where.type, quick)
+    chosen = [] if suite == CURVES else select(suite, where.type, quick)
     used = set_threads(threads)
     try:
-        result = _timed(chosen, where, used, quick, progress or silent)
+        if suite == CURVES:
+            from fastdiffclip.bench.curves import run_curves
+
+            result = run_curves(where, used, quick, progress or silent)
+        else:
+            result = _timed(chosen, where, used, quick, progress or silent)
     finally:
-        _pin_threads(before)
+        pin_threads(before)
     result = {"machine": describe_machine(where, used), "suite": suite, "quick": quick, **result}
     result["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if out is not None:
@@ -82,7 +87,7 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def _pin_threads(count: int) -> None:
+def pin_threads(count: int) -> None:
     """Set the number of threads, torch's last: numba, when it starts its threads, changes torch's number too."""
     set_threads(count)
     torch.set_num_threads(count)
@@ -98,8 +103,8 @@ def _timed(
         progress("bench", number, len(chosen), f"{case.name} {named(sizes)}")
         torch.manual_seed(0)
         reasons: dict[Variant, str] = {}
-        admitted = _admitted(case, gate, reasons)
-        _pin_threads(threads)
+        admitted = admit_variants(case.name, case.variants, gate, reasons)
+        pin_threads(threads)
         if admitted:
             try:
                 with _build(case, sizes, device, admitted) as built:
@@ -123,12 +128,15 @@ def _build(
     return (op_jobs if case.suite == "kernels" else jobs)(case, sizes, device, variants)
 
 
-def _admitted(case: Case, gate: Gate, reasons: dict[Variant, str]) -> list[Variant]:
-    """The variants that agree with the truth; why not, for the others."""
+def admit_variants(case: str, variants: Sequence[Variant], gate: Gate, reasons: dict[Variant, str]) -> list[Variant]:
+    """The variants of ``case`` that agree with the truth; why not, for the others, goes into ``reasons``."""
     admitted = []
-    for impl, dtype in case.variants:
+    for impl, dtype in variants:
+        if impl == "triton" and gate.device.type == "cpu":
+            reasons[impl, dtype] = "Triton kernels need a CUDA device; its interpreter is for tests"
+            continue
         try:
-            verdict = gate.admit(case.name, impl, dtype)
+            verdict = gate.admit(case, impl, dtype)
         except SkipCase as skip:
             reasons[impl, dtype] = str(skip)
         except ModuleNotFoundError as error:
@@ -155,16 +163,17 @@ def _rows(
             "device": device.type,
             "dtype": dtype,
             "shape": named(sizes),
-            "median_ms": _rounded(timing.median_ms),
-            "p20_ms": _rounded(timing.p20_ms),
-            "p80_ms": _rounded(timing.p80_ms),
-            "peak_mb": _rounded(timing.peak_mb),
-            "ratio_vs_eager": None if eager is None else _rounded(eager / timing.median_ms),
-            "share_of_floor": _rounded(1e3 * floors.of(built.work, dtype) / timing.median_ms),
+            "median_ms": rounded(timing.median_ms),
+            "p20_ms": rounded(timing.p20_ms),
+            "p80_ms": rounded(timing.p80_ms),
+            "peak_mb": rounded(timing.peak_mb),
+            "ratio_vs_eager": None if eager is None else rounded(eager / timing.median_ms),
+            "share_of_floor": rounded(1e3 * floors.of(built.work, dtype) / timing.median_ms),
         }
         for (impl, dtype), timing in timings.items()
     ]
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
+    """Four digits: what a result states."""
     return None if value is None else float(f"{value:.4g}")

@@ -9,18 +9,16 @@ from typing import Annotated
 import typer
 
 from fastdiffclip import __version__
-from fastdiffclip.commands import options, process, scenes
+from fastdiffclip.commands import options, prediction, process, scenes, stages
 from fastdiffclip.commands.options import (
     ConfigFile,
     Device,
-    DryRun,
     Json,
     OnShort,
     Out,
     Prompts,
     Recipe,
     Resume,
-    SceneArg,
     SceneArgs,
     Seed,
     Set,
@@ -109,53 +107,30 @@ def demo(
 
 
 app.command(
-    cls=options.Command,
+    cls=scenes.IngestCommand,
     epilog=options.examples(
         "fastdiffclip ingest --hsi cube.mat:HSI --modality lidar=dsm.tif --labels gt.mat --out scene.zarr",
         "fastdiffclip ingest --hsi cube.npy --labels train=a.tif --labels test=b.tif --classes c.csv --out s.zarr",
         "fastdiffclip ingest --hsi 'plots/*_hsi.tif' --modality lidar='plots/*_chm.tif' --out plots",
+        "fastdiffclip ingest --hsi cube.hdr --modality lidar=cloud.laz --labels plots.gpkg:species --out s.zarr",
+        "fastdiffclip ingest --hsi cube.hdr --modality lidar=dsm.tif --resample bilinear --out s.zarr",
+        "fastdiffclip ingest --preset trento downloads/Trento --out trento.zarr",
     ),
 )(scenes.ingest)
 app.add_typer(scenes.scene_app, name="scene")
 
 
-@app.command(
+app.command(
     "train-umd",
     cls=options.Command,
     epilog=options.examples(
         "fastdiffclip train-umd scene.zarr",
         "fastdiffclip train-umd scene.zarr --set umd.epochs=50 --out runs/long",
         "fastdiffclip train-umd scene.zarr --set umd.epochs=50 --out runs/long --resume",
+        "torchrun --nproc-per-node 4 -m fastdiffclip train-umd scene.zarr --engine deepspeed --zero 2",
     ),
-)
-def train_umd(
-    scenes: SceneArgs = None,
-    recipe: Recipe = "best",
-    config: ConfigFile = None,
-    set_: Set = None,
-    seed: Seed = 0,
-    out: Out = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    device: Device = "auto",
-    threads: Threads = 0,
-    json_: Json = False,
-) -> None:
-    """Pretrain without labels: unsupervised mask diffusion."""
-    options.require_out(out, resume)
-    from fastdiffclip.commands.terminal import say_json
-    from fastdiffclip.config import load_config
-
-    settings = load_config(recipe, config, set_ or [])  # what is wrong here is said before the heavy imports
-    from fastdiffclip.commands import training
-
-    job = training.Job(settings, seed, out, resume, dry_run, device, threads)
-    summary = training.umd(job, scenes or [])
-    if json_:
-        say_json(summary)
-
-
-@app.command(
+)(stages.train_umd)
+app.command(
     "train-flc",
     cls=options.Command,
     epilog=options.examples(
@@ -163,81 +138,19 @@ def train_umd(
         "fastdiffclip train-flc scene.zarr --shots all --on-short use-all",
         "fastdiffclip train-flc plots/ --shots 2 --umd runs/plots/umd-20260101-120000 --prompts p3",
     ),
-)
-def train_flc(
-    scenes: SceneArgs = None,
-    shots: Annotated[str, typer.Option(metavar="K|all", help="Labelled windows per class.")] = "2",
-    split: SplitOption = "disjoint",
-    umd: UmdOption = None,
-    prompts: Prompts = None,
-    on_short: OnShort = "error",
-    recipe: Recipe = "best",
-    config: ConfigFile = None,
-    set_: Set = None,
-    seed: Seed = 0,
-    out: Out = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    device: Device = "auto",
-    threads: Threads = 0,
-    json_: Json = False,
-) -> None:
-    """Train the classifier on a few labels per class, and judge it on held-out pixels."""
-    count = options.shots_of(shots)
-    options.require_out(out, resume)
-    from fastdiffclip.commands.terminal import say_json
-    from fastdiffclip.config import load_config
-
-    settings = load_config(recipe, config, set_ or [])  # what is wrong here is said before the heavy imports
-    from fastdiffclip.commands import training
-
-    job = training.Job(settings, seed, out, resume, dry_run, device, threads)
-    summary = training.flc(job, scenes or [], training.Labels(count, split, on_short, prompts), umd)
-    if json_:
-        say_json(summary)
+)(stages.train_flc)
 
 
-@app.command(
+app.command(
     cls=options.Command,
     epilog=options.examples(
         "fastdiffclip predict scene.zarr --out map.tif --png map.png",
         "fastdiffclip predict scene.zarr --model runs/scene/flc-20260101-120000 --out map.tif --probabilities p.tif",
+        "fastdiffclip predict line.hdr --modality lidar=dsm.tif --model runs/scene/flc-20260101-120000 --out map.tif",
+        "fastdiffclip predict scene.zarr --out map.tif --memory 2GiB --dry-run",
+        "torchrun --nproc-per-node 2 -m fastdiffclip predict scene.zarr --out map.tif --resume",
     ),
-)
-def predict(
-    scene: SceneArg,
-    out: Annotated[Path, typer.Option(metavar="MAP.tif", help="GeoTIFF of class values on the grid of the scene.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Run of train-flc; default: the newest of this scene.", show_default=False),
-    ] = None,
-    probabilities: Annotated[
-        Path | None,
-        typer.Option(metavar="P.tif", help="GeoTIFF with one band per class.", show_default=False),
-    ] = None,
-    png: Annotated[
-        Path | None, typer.Option(metavar="MAP.png", help="Picture with a legend.", show_default=False)
-    ] = None,
-    device: Device = "auto",
-    threads: Threads = 0,
-    json_: Json = False,
-) -> None:
-    """Classify a whole scene: a georeferenced map on its grid."""
-    options.require_writable({"--out": out, "--probabilities": probabilities, "--png": png})
-    from fastdiffclip.commands import views, workflow
-    from fastdiffclip.commands.terminal import progress_bars, say_json
-    from fastdiffclip.infer.stream import predict as run
-    from fastdiffclip.runtime import set_threads
-    from fastdiffclip.scene.store import open_scene
-
-    set_threads(threads)
-    opened = open_scene(scene)
-    folder = model or workflow.find_model(opened)
-    with progress_bars() as progress:
-        result = run(opened, folder, out, probabilities=probabilities, png=png, device=device, progress=progress)
-    summary = views.show_prediction(result, folder)
-    if json_:
-        say_json(summary)
+)(prediction.predict)
 
 
 @app.command(
@@ -328,7 +241,7 @@ def _judge(map_path: Path | None, labels: str | None, scenes: list[Path] | None,
     ),
 )
 def bench(
-    suite: Annotated[str, typer.Option(metavar="kernels|io|train|infer|all", help="What to time.")] = "kernels",
+    suite: Annotated[str, typer.Option(metavar="kernels|io|train|infer|all|curves", help="What to time.")] = "kernels",
     threads: Threads = 0,
     out: Annotated[
         Path | None,

@@ -155,7 +155,7 @@ def dump_config(config: Config) -> str:
 def _read_yaml(text: str, where: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; a very deep nesting
         raise UsageError(f"the configuration {where} is not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
@@ -179,7 +179,7 @@ def _read_override(text: str) -> dict[str, Any]:
         raise UsageError(f"--set takes key=value, for example umd.epochs=20; got {text!r}")
     try:
         branch: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UsageError(f"the value of --set {text!r} is not valid YAML") from None
     for part in reversed(key.strip().split(".")):
         branch = {part: branch}

@@ -5,11 +5,23 @@ A message is one sentence or two: what is wrong, where, what was expected, what 
 
 from __future__ import annotations
 
+_LONGEST = 2000  # characters
+
 
 class FastDiffCLIPError(Exception):
     """Base of every error that is the user's to mend; anything else is a bug of ours."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message on one line of bounded length, without characters that a terminal would act on.
+
+        Messages quote file names and contents, and these may hold anything.
+        """
+        text = super().__str__()
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class UsageError(FastDiffCLIPError):

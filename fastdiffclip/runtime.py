@@ -7,17 +7,20 @@ import platform
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fastdiffclip.compile_cache import keep_compiled_code
 from fastdiffclip.errors import InterruptedRunError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
 CPU_MICRO_BATCH = 32
+COMPILER = "inductor"
 PACKAGES = (
     "torch", "triton", "xformers", "deepspeed", "numba", "zarr", "numcodecs", "typer", "rasterio", "scikit-learn",
     "tokenizers", "safetensors", "numpy",
@@ -29,7 +32,9 @@ def resolve_device(name: str = "auto") -> torch.device:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and os.environ.get("LOCAL_RANK"):  # one of several processes, each with its own
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -72,12 +77,24 @@ class Compute:
 
     device: torch.device
     precision: torch.dtype
+    compile: bool = False
 
     @classmethod
-    def choose(cls, device: str = "auto", precision: str = "auto") -> Compute:
-        """See :func:`resolve_device` and :func:`resolve_precision`."""
+    def choose(cls, device: str = "auto", precision: str = "auto", compile: str = "auto") -> Compute:
+        """See :func:`resolve_device` and :func:`resolve_precision`; ``compile`` is auto, on or off.
+
+        On a CPU the compiler gains this model nothing over eager code (bench/NOTES.md) and takes a minute to start.
+        """
         where = resolve_device(device)
-        return cls(where, resolve_precision(precision, where))
+        on = compile == "on" or (compile == "auto" and where.type == "cuda")
+        if on or where.type == "cuda":  # Triton compiles there in any case
+            keep_compiled_code()
+        return cls(where, resolve_precision(precision, where), on)
+
+    def compile_module(self, module: Any) -> None:
+        """Let the module's forward be compiled, as one graph of static shapes, where that pays."""
+        if self.compile:
+            module.compile(fullgraph=True, dynamic=False, backend=COMPILER)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in bfloat16 when that is the precision; weights and sums stay float32."""
@@ -105,6 +122,26 @@ def set_threads(count: int) -> int:
     if "numba" not in sys.modules:
         os.environ["NUMBA_NUM_THREADS"] = str(count)
     return count
+
+
+def be_deterministic() -> None:
+    """Let torch take only operations that give the same bytes every time; has to come before CUDA is used."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
+def seconds_since_start() -> float:
+    """Seconds since this process was started, imports included."""
+    with suppress(AttributeError, OSError, ValueError, IndexError):  # no Linux: psutil knows
+        with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        # Both count from boot. psutil adds the time of the boot, which Linux tells in whole seconds.
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    import psutil
+
+    return max(0.0, time.time() - psutil.Process().create_time())
 
 
 def memory_budget(gib: float) -> int:

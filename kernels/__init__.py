@@ -16,7 +16,7 @@ from fastdiffclip.kernels.contrastive import contrastive, contrastive_columns
 from fastdiffclip.kernels.dispatch import implementations
 from fastdiffclip.kernels.flat_scene import FlatScene
 from fastdiffclip.kernels.masked_mse import masked_mse
-from fastdiffclip.kernels.short_attention import short_attention
+from fastdiffclip.kernels.short_attention import short_attention, short_attention_packed
 from fastdiffclip.kernels.visible_noise import visible_noise
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "implementations",
     "masked_mse",
     "short_attention",
+    "short_attention_packed",
     "visible_noise",
 ]

@@ -15,10 +15,15 @@ from torch import Tensor
 
 from fastdiffclip.errors import UsageError, nearest
 from fastdiffclip.kernels import dispatch, reference
+from fastdiffclip.kernels.triton import contrastive_ops
+from fastdiffclip.kernels.visible_noise import check_count
 
 TARGETS = ("pairwise", "class")
-dispatch.register("contrastive", {"reference": reference.contrastive})
-dispatch.register("contrastive_columns", {"reference": reference.contrastive_columns})
+dispatch.register("contrastive", {"reference": reference.contrastive, "triton": contrastive_ops.contrastive})
+dispatch.register(
+    "contrastive_columns",
+    {"reference": reference.contrastive_columns, "triton": contrastive_ops.contrastive_columns},
+)
 
 
 def contrastive(
@@ -66,12 +71,15 @@ def contrastive(
         raise UsageError(
             f"labels must be an int64 tensor of shape ({len(image)},); got {labels.dtype} {tuple(labels.shape)}"
         )
-    if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(text):
-        raise UsageError(f"labels must lie in 0..{len(text) - 1}, the rows of text")
+    _check_range(labels, len(text))
     for name, tensor in (("counts", counts), ("column_logsumexp", column_logsumexp)):
         if tensor is not None and tensor.shape != text.shape[:1]:
             raise UsageError(f"{name} must have shape ({len(text)},); got {tuple(tensor.shape)}")
-    run = dispatch.pick("contrastive", impl, image.device)
+    for name, tensor in (("labels", labels), ("counts", counts), ("column_logsumexp", column_logsumexp)):
+        if tensor is not None and tensor.device != image.device:
+            raise UsageError(f"{name} must be on {image.device} like the images; it is on {tensor.device}")
+    check_count("valid_rows", valid_rows, image.device)
+    run = dispatch.pick("contrastive", impl, image.device, _unsupported(image, text))
     return run(
         image,
         text,
@@ -93,10 +101,13 @@ def contrastive_columns(
 ) -> Tensor:
     """``(K,)`` logsumexp of this block's scores per text: what ranks exchange before :func:`contrastive`.
 
-    Arguments as there. A block of padding rows alone gives a huge negative number, not -inf.
+    Arguments as there. A block of padding rows alone gives a huge negative number, not -inf. No gradient flows through
+    the sums: :func:`contrastive` accounts for every rank's share in them.
     """
     _check(image, text, logit_scale)
-    return dispatch.pick("contrastive_columns", impl, image.device)(image, text, logit_scale, valid_rows)
+    check_count("valid_rows", valid_rows, image.device)
+    run = dispatch.pick("contrastive_columns", impl, image.device, _unsupported(image, text))
+    return run(image.detach(), text.detach(), logit_scale.detach(), valid_rows)
 
 
 def _check(image: Tensor, text: Tensor, logit_scale: Tensor) -> None:
@@ -106,3 +117,20 @@ def _check(image: Tensor, text: Tensor, logit_scale: Tensor) -> None:
         raise UsageError(f"image and text must be on one device; got {image.device} and {text.device}")
     if logit_scale.numel() != 1:
         raise UsageError(f"logit_scale must be a scalar tensor; got shape {tuple(logit_scale.shape)}")
+
+
+def _check_range(labels: Tensor, texts: int) -> None:
+    """Raise where a label names no text. On a GPU, and in a graph, nobody waits to see the labels."""
+    if torch.compiler.is_compiling() or labels.device.type != "cpu" or not len(labels):
+        return
+    if not 0 <= int(labels.min()) <= int(labels.max()) < texts:
+        raise UsageError(f"labels must lie in 0..{texts - 1}, the rows of text")
+
+
+def _unsupported(image: Tensor, text: Tensor) -> dict[str, str]:
+    """Implementation to reason, for embeddings that it does not take."""
+    if torch.float64 in (image.dtype, text.dtype):
+        return {"triton": "it takes float32, bfloat16 and float16, not torch.float64"}
+    if not (image.numel() and text.numel()):
+        return {"triton": f"it takes one image and one text or more, not {tuple(image.shape)} and {tuple(text.shape)}"}
+    return {}

@@ -173,8 +173,10 @@ def contrastive(
     return ((row_N * real_N).sum() + (counts_K * column_K).sum() - (own_N * real_N).sum()) / (2 * total)
 
 
-def short_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float) -> Tensor:
-    """See :func:`fastdiffclip.kernels.short_attention.short_attention`."""
+def short_attention(q: Tensor, k: Tensor | None, v: Tensor | None, lengths: Tensor | None, scale: float) -> Tensor:
+    """See :func:`fastdiffclip.kernels.short_attention.short_attention`; without k and v, ``q`` is the packed form."""
+    if k is None or v is None:
+        q, k, v = q.unbind(2)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     scores = _wide(q @ k.transpose(2, 3)) * scale
     if lengths is not None:

@@ -40,6 +40,12 @@ def test_every_shipped_file_loads(path: Path) -> None:
         assert config.recipe == path.stem and config == load_config(path.stem)
 
 
+@pytest.mark.parametrize("name", ["houston2013", "trento", "muufl", "mrnet"])
+def test_data_sets_have_the_settings_of_the_paper(name: str) -> None:
+    config = load_config(name)
+    assert config.recipe == name and config == load_config("paper").model_copy(update={"recipe": name})
+
+
 def test_later_sources_win(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("umd: {epochs: 7, batch: 32}\nmodel: {window: 5}\n")
@@ -81,6 +87,8 @@ def test_round_trip(tmp_path: Path) -> None:
         ("umd.epochs.more=5", "umd.epochs"),
         ("umd.epochs", "key=value"),
         ("umd.epochs=[", "YAML"),
+        ("umd.epochs=2001-13-45", "YAML"),
+        ("umd.epochs=" + "[" * 5000, "YAML"),
         ("=5", "no setting ''"),
         ("modle.window=5", r"no setting 'modle.window' \(did you mean 'model.window'"),
         ("recipe=good", "recipe"),

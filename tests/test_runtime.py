@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,28 @@ def test_the_gather_leaves_torch_its_threads() -> None:
 def test_memory_budget() -> None:
     assert runtime.memory_budget(0.5) == 2**29
     assert 0 < runtime.memory_budget(0.0) < 2**50
+
+
+STARTED = """
+import time
+from fastdiffclip import runtime
+def refuse(*given, **more):
+    raise FileNotFoundError
+time.sleep(0.3)
+print(runtime.seconds_since_start())
+runtime.open = refuse  # as where there is no /proc
+print(runtime.seconds_since_start())
+"""
+
+
+def test_seconds_since_the_process_was_started() -> None:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", STARTED], capture_output=True, text=True, timeout=60, check=True)
+    elapsed = time.monotonic() - began
+    first, second = (float(line) for line in done.stdout.split())
+    # The system counts a start in ticks of 10 ms, psutil the time of the boot in seconds.
+    assert 0.3 <= first <= elapsed + 0.02
+    assert 0.0 <= second <= elapsed + 1.02
 
 
 def test_what_the_machine_is() -> None:

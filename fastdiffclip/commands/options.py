@@ -21,7 +21,11 @@ SceneArgs = Annotated[
 ]
 Recipe = Annotated[
     str,
-    typer.Option(metavar="best|paper|demo", help="best: what measures best; paper: as published; demo: small."),
+    typer.Option(
+        metavar="best|paper|demo|NAME",
+        help="best: what measures best; paper: as published; demo: small; houston2013, trento, muufl, mrnet: the paper "
+        "on that data set.",
+    ),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="YAML file of settings.", show_default=False)
@@ -94,13 +98,15 @@ def examples(*lines: str) -> str:
     return "\n".join(["[bold]Examples[/bold]", *("$ " + line.replace("[", r"\[") for line in lines)])
 
 
-def pairs(values: list[str] | None, option: str) -> list[tuple[str, str]]:
+def pairs(
+    values: list[str] | None, option: str, form: str = "NAME=FILE", example: str = "lidar=dsm.tif"
+) -> list[tuple[str, str]]:
     """``NAME=TEXT`` of a repeatable option. Raises :class:`UsageError`."""
     found = []
     for text in values or []:
         key, equals, value = text.partition("=")
         if not (key and equals and value):
-            raise UsageError(f"{option} takes NAME=FILE, for example {option} lidar=dsm.tif; got {text!r}")
+            raise UsageError(f"{option} takes {form}, for example {option} {example}; got {text!r}")
         found.append((key, value))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ def show_scene(summary: Mapping[str, Any]) -> None:
             "grid": _grid(summary["crs_wkt"], summary["affine_transform"]),
             "labelled": ", ".join(labelled) or "no label map",
             "made from": ", ".join(dict.fromkeys(source["file"] for source in summary["sources"])) or "no file",
+            **_resampled(summary["resampled"]),
         }
     )
     say()
@@ -55,6 +57,14 @@ def show_scene(summary: Mapping[str, Any]) -> None:
             [str(c["value"]), c["name"], *[str(c["pixels"].get(name, 0)) for name in maps]] for c in summary["classes"]
         ]
         table("Classes", ["value", "name", *[f"pixels in '{name}'" for name in maps]], rows, right=2)
+
+
+def _resampled(rasters: Mapping[str, Any]) -> dict[str, str]:
+    """A line about the rasters that came on another grid, if any did."""
+    texts = [
+        f"{role} ({how['method']}, from {' x '.join(map(str, how['shape']))} pixels)" for role, how in rasters.items()
+    ]
+    return {"resampled": ", ".join(texts)} if texts else {}
 
 
 def _grid(crs: str | None, transform: tuple[float, ...] | None) -> str:
@@ -88,8 +98,14 @@ def show_umd(result: UmdResult) -> dict[str, Any]:
     """The end of ``train-umd``."""
     first, last = result.losses[0], result.losses[-1]
     say(f"Restoration loss {first:.3f} at the start, {last:.3f} at the end of {len(result.losses)} steps.")
+    seconds = None if result.seconds_to_first_step is None else round(result.seconds_to_first_step, 3)
+    if seconds is not None:
+        say(f"First step {seconds:.1f} s after the start of the command.")
     say(f"Model: {result.folder}")
-    return {"out": str(result.folder), "loss_first": first, "loss_last": last, "steps": len(result.losses)}
+    return {
+        "out": str(result.folder), "loss_first": first, "loss_last": last, "steps": len(result.losses),
+        "seconds_to_first_step": seconds,
+    }  # fmt: skip
 
 
 def show_trained(trained: Trained) -> dict[str, Any]:
@@ -118,7 +134,13 @@ def show_scores(scores: Scores, title: str, names: Mapping[int, str] | None = No
     ]
     table(title, ["value", "class", "accuracy %"], rows, right=2)
     say(f"OA {scores.oa:.1f} %   AA {scores.aa:.1f} %   kappa {scores.kappa:.1f}")
+    if medical := scores.binary():
+        say("   ".join(f"{name.upper()} {_percent(value)}" for name, value in medical.items()))
     return scores.to_dict()
+
+
+def _percent(figure: float) -> str:
+    return "none" if math.isnan(figure) else f"{figure:.1f} %"
 
 
 def condensed(report: Sequence[str]) -> list[str]:
@@ -139,17 +161,30 @@ def condensed(report: Sequence[str]) -> list[str]:
 
 def evaluation_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells of the table of an evaluation."""
-    columns = ["shots", "method", "features", "OA %", "AA %", "kappa"]
+    figures = {"oa": "OA %", "aa": "AA %", "kappa": "kappa"}
+    if rows and "auc_mean" in rows[0]:  # two classes
+        figures |= {"auc": "AUC %", "se": "SE %", "sp": "SP %"}
     cells = [
         [
             str(row["shots"]),
             row["method"],
             row["features"],
-            *[figure(row[f"{k}_mean"], row[f"{k}_sd"]) for k in ("oa", "aa", "kappa")],
+            *["none" if row[f"{k}_mean"] is None else figure(row[f"{k}_mean"], row[f"{k}_sd"]) for k in figures],
         ]
         for row in rows
     ]
-    return columns, cells
+    return ["shots", "method", "features", *figures.values()], cells
+
+
+def _two_classes(result: Evaluation) -> list[str]:
+    """What the figures of a task with two classes are about."""
+    if len(result.classes) != 2:
+        return []
+    negative, positive = sorted(result.classes, key=lambda item: item.value)
+    return [
+        f"ACC is OA; SE (sensitivity) is the accuracy of '{positive.name}', SP (specificity) that of "
+        f"'{negative.name}', AUC the area under the ROC curve of '{positive.name}'; none: the method ranks nothing."
+    ]
 
 
 def show_evaluation(result: Evaluation, out: Path | None) -> dict[str, Any]:
@@ -161,7 +196,7 @@ def show_evaluation(result: Evaluation, out: Path | None) -> dict[str, Any]:
         f"{draws} draws (mean ± sd, percent)" if draws > 1 else "one draw (percent)"
     )
     table(title, *evaluation_table(rows), right=3)
-    notes = [*result.split_report, TRANSDUCTIVE]
+    notes = [*result.split_report, *_two_classes(result), TRANSDUCTIVE]
     for note in condensed(notes):
         say(f"  {note}")
     summary = {"rows": rows, "notes": notes, "seconds": round(result.seconds, 1)}
@@ -182,7 +217,7 @@ def show_prediction(result: Prediction, model: Path) -> dict[str, Any]:
         for row in result.areas
     ]
     table(f"Predicted with {model}", ["class", "pixels", "share %", *(["hectares"] if placed else [])], rows)
-    pixels = result.class_map.size
+    pixels = result.pixels
     say(
         f"{pixels} pixels in {result.seconds:.1f} s ({pixels / result.seconds:.0f} a second), "
         f"{result.nodata_pixels} of them nodata"

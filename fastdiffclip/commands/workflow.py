@@ -21,6 +21,7 @@ from fastdiffclip.scene.splits import Split
 from fastdiffclip.scene.store import Scene, open_scene
 from fastdiffclip.train.flc import FlcResult, Shots, check_fits, class_prompts, train_flc, window_source
 from fastdiffclip.train.umd import UmdResult, load_umd, train_umd
+from fastdiffclip.train.world import World
 
 RUNS = Path("runs")
 FOLDS = 10
@@ -44,10 +45,10 @@ def open_scenes(paths: Sequence[Path], root: Path = RUNS) -> list[Scene]:
 
 def builtin_scene(root: Path = RUNS) -> Path:
     """The built-in scene under ``root``/suburb, made when it is not there yet."""
-    from fastdiffclip.scene.demo import write_demo
-
     path = root / "suburb" / "suburb-0.zarr"
     if not path.exists():
+        from fastdiffclip.scene.demo import write_demo
+
         path.parent.mkdir(parents=True, exist_ok=True)
         write_demo(path, 0)
     return path
@@ -122,6 +123,7 @@ def train_classifier(
     device: str,
     resume: bool,
     progress: Progress,
+    tensorboard: bool = False,
 ) -> Trained:
     """Draw the shots, train on them, and judge the model on pixels that it never saw."""
     labelled = labelled_pixels(scenes)
@@ -151,6 +153,7 @@ def train_classifier(
         out=out,
         device=device,
         resume=resume,
+        tensorboard=tensorboard,
         extra=extra,
         progress=progress,
     )
@@ -160,7 +163,7 @@ def train_classifier(
     else:
         scores, judged = _cross_validate(scenes, source, chosen, config, umd, seed, device, progress)
     trained = Trained(result, split, scores, judged, labelled)
-    if out is not None:
+    if out is not None and World.from_environment().main:
         path = out / checkpoint.METRICS
         checkpoint.write_json(path, {**checkpoint.read_json(path), **trained.summary()})
     return trained
@@ -210,10 +213,20 @@ def pretrain(
     device: str,
     resume: bool,
     progress: Progress,
+    tensorboard: bool = False,
 ) -> UmdResult:
     """Run ``train-umd`` into ``out``, or into its default folder."""
     out = out or checkpoint.new_run_path(folder_name(scenes), "umd", RUNS)
-    return train_umd(scenes, config, seed=seed, out=out, device=device, resume=resume, progress=progress)
+    return train_umd(
+        scenes,
+        config,
+        seed=seed,
+        out=out,
+        device=device,
+        resume=resume,
+        tensorboard=tensorboard,
+        progress=progress,
+    )
 
 
 def plan_umd(scenes: Sequence[Scene], config: Config) -> dict[str, Any]:

@@ -55,8 +55,11 @@ def predict_baseline(
     test_features: np.ndarray,
     *,
     seed: int = 0,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Fit baseline ``name`` on (N, F) features and N class values; return the class values (M,) of (M, F).
+
+    With two classes `svm` and `extratrees` also return a ranking (M,) float64, larger where the larger class
+    value is more likely (decision function, share of trees); else None.
 
     ``svm`` is an RBF SVM (one against one) with C = 100 and gamma = 1 / (F * variance); where every class has
     at least 3 labelled pixels, C (1 to 1000) and gamma (a quarter to four times that) are chosen by
@@ -69,11 +72,12 @@ def predict_baseline(
     _check_fit(train_features, train_labels, test_features)
     found = np.unique(train_labels)
     if found.size == 1:
-        return np.full(len(test_features), found[0], dtype=found.dtype)
+        return np.full(len(test_features), found[0], dtype=found.dtype), None
     if len(test_features) == 0:
-        return np.empty(0, dtype=found.dtype)
+        return np.empty(0, dtype=found.dtype), None
     make = {"svm": _svm, "extratrees": _extratrees, "1nn": _nearest_neighbour}[name]
-    return make(train_features, train_labels, seed).fit(train_features, train_labels).predict(test_features)
+    model = make(train_features, train_labels, seed).fit(train_features, train_labels)
+    return model.predict(test_features), _ranking(name, model, test_features) if found.size == 2 else None
 
 
 def predict_linear(
@@ -105,6 +109,12 @@ def predict_linear(
         log_posterior += _log_posterior(train_rows, train_labels, test_rows) / len(sizes)
     log_posterior -= np.logaddexp.reduce(log_posterior, axis=1, keepdims=True)
     return classes[log_posterior.argmax(axis=1)], np.exp(log_posterior), classes
+
+
+def _ranking(name: str, model: Any, features: np.ndarray) -> np.ndarray | None:
+    if name == "svm":
+        return np.asarray(model.decision_function(features), np.float64)
+    return np.asarray(model.predict_proba(features)[:, 1], np.float64) if name == "extratrees" else None
 
 
 def _svm(features: np.ndarray, labels: np.ndarray, seed: int) -> Any:

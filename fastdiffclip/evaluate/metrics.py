@@ -15,14 +15,15 @@ import numpy as np
 from fastdiffclip.errors import InputDataError, UsageError
 
 UNCLASSIFIED = 0
+BINARY = ("acc", "auc", "se", "sp")  # figures of a task with two classes, as medicine names them
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Figures of one classification of one test set; K classes.
 
-    ``oa``, ``aa``, ``kappa`` and the per-class figures are percentages. A class without test pixels has no
-    accuracy (NaN, listed in ``absent``) and does not enter ``aa``.
+    ``oa``, ``aa``, ``kappa``, ``auc`` and the per-class figures are percentages. A class without test pixels
+    has no accuracy (NaN, listed in ``absent``) and does not enter ``aa``.
     """
 
     classes: tuple[int, ...]
@@ -36,6 +37,19 @@ class Scores:
     pixels: int
     unclassified: int  # pixels predicted as none of the classes: they count as wrong, in no column
     absent: tuple[int, ...]
+    auc: float = math.nan  # area under the ROC curve; NaN without two classes that both have pixels, or without ranking
+
+    def binary(self) -> dict[str, float]:
+        """Return ``acc``, ``auc``, ``se``, ``sp`` where there are two classes, else nothing.
+
+        The larger class value is the positive one: ``se`` (sensitivity) is its accuracy, ``sp`` (specificity)
+        that of the other; ``acc`` is ``oa`` under the name that goes with them.
+        """
+        if len(self.classes) != 2:
+            return {}
+        negative, positive = sorted(self.classes)
+        figures = (self.oa, self.auc, self.per_class[positive], self.per_class[negative])
+        return dict(zip(BINARY, figures, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, lists and string keys for JSON; a figure that does not exist is None."""
@@ -48,6 +62,7 @@ class Scores:
             "oa": _number(self.oa),
             "aa": _number(self.aa),
             "kappa": _number(self.kappa),
+            **{name: _number(figure) for name, figure in self.binary().items()},
             **tables,
             "confusion": self.confusion.tolist(),
             "pixels": self.pixels,
@@ -56,7 +71,7 @@ class Scores:
         }
 
 
-def score(true: np.ndarray, predicted: np.ndarray, classes: Sequence[int]) -> Scores:
+def score(true: np.ndarray, predicted: np.ndarray, classes: Sequence[int], ranking: np.ndarray | None = None) -> Scores:
     """Compare predicted with true class values.
 
     Parameters
@@ -64,6 +79,7 @@ def score(true: np.ndarray, predicted: np.ndarray, classes: Sequence[int]) -> Sc
     true : (N,) integers, each one of ``classes``.
     predicted : (N,) integers. 0 (nodata) and any value outside ``classes`` count as wrong.
     classes : the K class values, distinct and not 0; they order the rows of the confusion matrix.
+    ranking : (N,) float, with two classes: the larger, the more surely the larger class value, for ``auc``.
 
     Kappa is Cohen's; unclassified pixels are one more category that no true pixel has. Where chance alone
     explains everything (a single class, all of it found) kappa is undefined and given as 0: the agreement
@@ -98,7 +114,20 @@ def score(true: np.ndarray, predicted: np.ndarray, classes: Sequence[int]) -> Sc
         pixels=int(true.size),
         unclassified=int(counts[:, 0].sum()),
         absent=tuple(value for value, count in zip(values, support, strict=True) if count == 0),
+        auc=math.nan if ranking is None else _area_under_curve(true, np.asarray(ranking), values),
     )
+
+
+def _area_under_curve(true: np.ndarray, ranking: np.ndarray, values: list[int]) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    if len(values) != 2 or ranking.shape != true.shape or not np.isfinite(ranking).all():
+        raise UsageError(
+            f"a ranking goes with two classes and is one finite number per pixel, got {len(values)} classes, "
+            f"{ranking.shape} for {true.shape}"
+        )
+    positive = true == max(values)
+    return math.nan if positive.all() or not positive.any() else 100.0 * float(roc_auc_score(positive, ranking))
 
 
 def summarise(runs: Sequence[Scores]) -> dict[str, Any]:
@@ -106,15 +135,17 @@ def summarise(runs: Sequence[Scores]) -> dict[str, Any]:
 
     Returns ``oa_mean, oa_sd, aa_mean, aa_sd, kappa_mean, kappa_sd`` (percent), ``seeds`` (number of runs) and
     ``per_class`` (class value -> mean accuracy over the runs whose test set has the class, None if none has).
-    One run has no spread: its sd is None. Raises UsageError without any run.
+    One run has no spread: its sd is None. Runs with two classes add means and sd of ``acc``, ``auc``, ``se``
+    and ``sp`` (see :meth:`Scores.binary`), None where a run has no such figure. Raises UsageError without any run.
     """
     if not runs:
         raise UsageError("there are no runs to summarise; give at least one")
     summary: dict[str, Any] = {}
-    for name in ("oa", "aa", "kappa"):
-        figures = np.array([getattr(run, name) for run in runs])
-        summary[f"{name}_mean"] = float(figures.mean())
-        summary[f"{name}_sd"] = float(figures.std(ddof=1)) if len(runs) > 1 else None
+    rows = [{"oa": run.oa, "aa": run.aa, "kappa": run.kappa, **run.binary()} for run in runs]
+    for name in rows[0]:
+        figures = np.array([row[name] for row in rows])
+        summary[f"{name}_mean"] = _number(figures.mean())
+        summary[f"{name}_sd"] = _number(figures.std(ddof=1)) if len(runs) > 1 else None
     summary["seeds"] = len(runs)
     summary["per_class"] = {
         value: _mean_of_existing([run.per_class.get(value, math.nan) for run in runs])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from fastdiffclip.scene.labelled import Labelled, labelled_pixels
 from fastdiffclip.scene.prepare import fit_front_end
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.splits import Split
-from fastdiffclip.scene.store import Scene
+from fastdiffclip.scene.store import ClassInfo, Scene
 from fastdiffclip.train.engine import fingerprint, settings_of, weights_digest
 from fastdiffclip.train.flc import FlcResult, Shots, class_prompts, train_flc, window_source
 from fastdiffclip.train.umd import UmdResult, train_umd
@@ -73,12 +73,24 @@ class Plan:
         return pairs
 
 
+class Predicted(NamedTuple):
+    """What a method says of n pixels.
+
+    ``values`` (n,) int64 class values. ``ranking`` (n,) float64 where there are two classes and the method can
+    rank them: the larger, the more surely the larger class value.
+    """
+
+    values: np.ndarray
+    ranking: np.ndarray | None = None
+
+
 @dataclass
 class Evaluation:
     """Scores of every run and the rows of the table."""
 
     scene: str
     plan: Plan
+    classes: tuple[ClassInfo, ...] = ()
     scores: dict[tuple[str, str, int | None], list[Scores]] = field(default_factory=dict)
     split_report: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -118,8 +130,8 @@ class Contest:
         self._sources: dict[tuple[str, int], WindowSource] = {}
         self._windows: WindowSource | None = None
 
-    def run(self, method: str, features: str, split: Split, seed: int) -> np.ndarray:
-        """Class values that a method, trained on the split's shots, gives its test pixels."""
+    def run(self, method: str, features: str, split: Split, seed: int) -> Predicted:
+        """What a method, trained on the split's shots, says of its test pixels."""
         if method == OURS:
             return self._ours(split, seed)
         if method == "clip":
@@ -127,9 +139,10 @@ class Contest:
         if method == "linear":
             source = self._source("mnf", LINEAR_WINDOW)
             windows = [self._named(source, part) for part in (split.train, split.test)]
-            return predict_linear(windows[0], split.train_labels, windows[1])[0]
+            values, probabilities, classes = predict_linear(windows[0], split.train_labels, windows[1])
+            return Predicted(values, log_odds(probabilities, classes.tolist()))
         rows = [self._rows(part, features) for part in (split.train, split.test)]
-        return predict_baseline(method, rows[0], split.train_labels, rows[1], seed=seed)
+        return Predicted(*predict_baseline(method, rows[0], split.train_labels, rows[1], seed=seed))
 
     def _rows(self, centres: np.ndarray, features: str) -> np.ndarray:
         source = self._source("standard", self.config.model.window)
@@ -147,10 +160,10 @@ class Contest:
     def _named(source: WindowSource, centres: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(source.front_end.channels, source.windows(centres), strict=True))
 
-    def _ours(self, split: Split, seed: int) -> np.ndarray:
+    def _ours(self, split: Split, seed: int) -> Predicted:
         return self._train_and_predict(split, self.prompts, self.config, self.umd, seed)
 
-    def _clip(self, split: Split, seed: int) -> np.ndarray:
+    def _clip(self, split: Split, seed: int) -> Predicted:
         """Image and text towers from scratch, plain class names: what pretraining and prompts are compared with."""
         flc = self.config.flc.model_copy(update={"encoder": "finetune"})
         config = self.config.model_copy(update={"flc": flc})
@@ -158,12 +171,12 @@ class Contest:
 
     def _train_and_predict(
         self, split: Split, prompts: Sequence[str], config: Config, umd: UmdResult | None, seed: int
-    ) -> np.ndarray:
+    ) -> Predicted:
         if self._windows is None:
             self._windows = window_source(self.scenes, self.config, self.umd)
         shots = Shots(split.train, split.train_labels, self.labelled.classes, tuple(prompts))
         result = train_flc(self.scenes, shots, config, umd=umd, source=self._windows, seed=seed, device=self.device)
-        return predict_centres(result, self._windows, split.test, self.device)
+        return classify_centres(result, self._windows, split.test, self.device)
 
 
 def as_classifier(result: FlcResult, device: str = "auto") -> Classifier:
@@ -172,11 +185,28 @@ def as_classifier(result: FlcResult, device: str = "auto") -> Classifier:
     return Classifier(result.model, result.text_embeddings, result.classes, result.front_end, result.config, where)
 
 
-def predict_centres(result: FlcResult, source: WindowSource, centres: np.ndarray, device: str = "auto") -> np.ndarray:
-    """Class values of pixels ``(n, 3)`` (scene, row, column), their windows taken from ``source``."""
+def classify_centres(result: FlcResult, source: WindowSource, centres: np.ndarray, device: str = "auto") -> Predicted:
+    """What a trained model says of pixels ``(n, 3)`` (scene, row, column), their windows taken from ``source``."""
     classifier = as_classifier(result, device)
-    parts = [classifier.values(classifier.probabilities(source.windows(part))) for part in in_parts(centres)]
-    return np.concatenate(parts)
+    probabilities = np.concatenate([classifier.probabilities(source.windows(part)) for part in in_parts(centres)])
+    return Predicted(classifier.values(probabilities), log_odds(probabilities, [item.value for item in result.classes]))
+
+
+def log_odds(probabilities: np.ndarray, values: Sequence[int]) -> np.ndarray | None:
+    """Ranking (n,) float64 of (n, 2) probabilities of two class values; None for any other number of classes.
+
+    The ratio still tells apart what is so sure that the larger probability is rounded to 1.
+    """
+    if len(values) != 2:
+        return None
+    logarithms = np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float64).tiny))
+    larger = int(np.argmax(values))
+    return logarithms[:, larger] - logarithms[:, 1 - larger]
+
+
+def predict_centres(result: FlcResult, source: WindowSource, centres: np.ndarray, device: str = "auto") -> np.ndarray:
+    """The class values ``(n,)`` of :func:`classify_centres`."""
+    return classify_centres(result, source, centres, device).values
 
 
 def in_parts(centres: np.ndarray) -> list[np.ndarray]:
@@ -186,8 +216,8 @@ def in_parts(centres: np.ndarray) -> list[np.ndarray]:
 
 def held_out(result: FlcResult, source: WindowSource, split: Split, device: str = "auto") -> Scores:
     """Figures of a trained model on the test pixels of its split."""
-    predicted = predict_centres(result, source, split.test, device)
-    return score(split.test_labels, predicted, [item.value for item in result.classes])
+    predicted = classify_centres(result, source, split.test, device)
+    return score(split.test_labels, predicted.values, [item.value for item in result.classes], predicted.ranking)
 
 
 def evaluate(
@@ -236,7 +266,7 @@ def evaluate(
             scenes, config, seed=plan.first_seed, out=folder, device=device, resume=resume, progress=progress
         )
     values = [item.value for item in labelled.classes]
-    result = Evaluation(scene_title(scenes), plan)
+    result = Evaluation(scene_title(scenes), plan, labelled.classes)
     done, record = _journal(out, _identity(scenes, plan, config, contest.umd))
     jobs = [(k, s, m, f) for k in plan.shots for m, f in plan.entries() for s in seeds]
     for number, (shots, seed, method, features) in enumerate(jobs):
@@ -244,10 +274,9 @@ def evaluate(
         split = splits[shots, seed]
         result.split_report = split.report
         if key not in done:
-            predicted = contest.run(method, features, split, seed)
-            done[key] = predicted.tolist()
+            done[key] = contest.run(method, features, split, seed)
             record(key, done[key])
-        scores = score(split.test_labels, np.array(done[key], dtype=np.int64), values)
+        scores = score(split.test_labels, done[key].values, values, done[key].ranking)
         result.scores.setdefault((method, features, shots), []).append(scores)
         progress(
             "evaluate",
@@ -271,7 +300,7 @@ def _identity(scenes: Sequence[Scene], plan: Plan, config: Config, umd: UmdResul
     return fingerprint("evaluate", settings_of(config), drawn, [scene.sha256 for scene in scenes], start)
 
 
-def _journal(out: Path | None, identity: str) -> tuple[dict[str, list[int]], Callable[[str, list[int]], None]]:
+def _journal(out: Path | None, identity: str) -> tuple[dict[str, Predicted], Callable[[str, Predicted], None]]:
     """Predictions already on disk, and how to add one; the first line says what they depend on."""
     if out is None:
         return {}, lambda key, predicted: None
@@ -284,11 +313,18 @@ def _journal(out: Path | None, identity: str) -> tuple[dict[str, list[int]], Cal
     with replacing(path) as temporary:  # anew, so that nothing is appended to a line that a kill cut short
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in lines), encoding="utf-8")
 
-    def record(key: str, predicted: list[int]) -> None:
+    def record(key: str, predicted: Predicted) -> None:
+        ranking = None if predicted.ranking is None else predicted.ranking.tolist()
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "predicted": predicted}) + "\n")
+            entry = {"key": key, "predicted": predicted.values.tolist(), "ranking": ranking}
+            file.write(json.dumps(entry) + "\n")
 
-    return {entry["key"]: entry["predicted"] for entry in lines[1:]}, record
+    return {entry["key"]: _read_entry(entry) for entry in lines[1:]}, record
+
+
+def _read_entry(entry: dict[str, Any]) -> Predicted:
+    ranking = entry.get("ranking")
+    return Predicted(np.array(entry["predicted"], np.int64), None if ranking is None else np.array(ranking))
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

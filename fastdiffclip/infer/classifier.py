@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +79,25 @@ class Classifier:
     @torch.inference_mode()
     def from_features(self, features: Tensor) -> np.ndarray:
         """``(B, K)`` float32 softmax over classes of encoder features ``(B, M * D)``."""
+        return self.score(features, self.text_embeddings.to(features.device)).cpu().numpy()
+
+    def score(self, features: Tensor, texts: Tensor) -> Tensor:
+        """``(B, K)`` float32 softmax over classes of features ``(B, M * D)``; ``texts`` (K, E) on their device."""
         with self.where.autocast():
             image = self.model.head(features)
-        scores = self.model.logit_scale * unit(image) @ self.text_embeddings.to(image.device).T
-        return torch.softmax(scores, dim=1).cpu().numpy()
+        return torch.softmax(self.model.logit_scale * unit(image) @ texts.T, dim=1)
+
+    def digest(self) -> str:
+        """sha256 over all that a prediction follows from, but for precision and device."""
+        found = hashlib.sha256()
+        arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in self.model.state_dict().items()}
+        arrays |= self.front_end.to_arrays() | {"texts": self.text_embeddings.cpu().numpy()}
+        for name, array in arrays.items():
+            found.update(f"{name} {array.dtype} {array.shape} ".encode())
+            found.update(np.ascontiguousarray(array).data)
+        rest = (self.front_end.to_meta(), [item.value for item in self.classes], self.config.model.model_dump())
+        found.update(json.dumps(rest, sort_keys=True, default=str).encode())
+        return found.hexdigest()
 
     def values(self, probabilities: np.ndarray) -> np.ndarray:
         """``(B,)`` int64 class values of the largest probabilities."""

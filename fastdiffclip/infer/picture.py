@@ -13,18 +13,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastdiffclip.files import replacing
+from fastdiffclip.infer.cog import Grid
 from fastdiffclip.infer.raster import (
     NODATA,
+    areas_of,
     check_map,
-    class_areas,
     class_colours,
+    count_values,
     metres_per_unit,
 )
+from fastdiffclip.infer.rawfile import RawFile
+from fastdiffclip.infer.tiles import Rect
 
 if TYPE_CHECKING:
     from fastdiffclip.scene.store import ClassInfo
 
 DPI = 200
+MAX_SIDE = 8000  # pixels; a longer map is shrunk
+ROWS_BYTES = 1 << 20
 LONG_SIDE = 1400  # pixels; a small map is enlarged by a whole number to about this
 MARGIN = 64
 ROW = 52  # height of a legend row
@@ -45,22 +51,45 @@ class _Entry:
     colour: tuple[int, int, int]
 
 
-def reduce_map(class_map: np.ndarray, max_pixels: int) -> np.ndarray:
-    """Shrink (H, W) by a whole factor to at most ``max_pixels``: each block becomes its commonest value.
+def reduce_map(class_map: np.ndarray | RawFile, max_pixels: int) -> np.ndarray:
+    """Shrink (H, W) by whole factors to at most ``max_pixels``: each block becomes its commonest value.
 
-    Rows and columns left over at the lower and right edge are dropped. Ties go to the smaller value.
+    Both sides shrink by the same factor, unless the map is so long and narrow, or would stay longer than
+    ``MAX_SIDE``, that only its longer side can. Rows and columns left over at the lower and right edge are
+    dropped. Ties go to the smaller value.
     """
+    height, width = (class_map.height, class_map.width) if isinstance(class_map, RawFile) else class_map.shape
+    down, across = _factors(height, width, max_pixels)
+    if isinstance(class_map, np.ndarray):
+        return _commonest(class_map[: height // down * down, : width // across * across], down, across)
+    small = np.zeros((height // down, width // across), class_map.dtype.newbyteorder("="))
+    step = max(1, ROWS_BYTES // (down * width)) * down
+    for top in range(0, len(small) * down, step):
+        rows = Rect(top, min(top + step, len(small) * down), 0, small.shape[1] * across)
+        small[top // down : rows.bottom // down] = _commonest(class_map.read(rows)[0], down, across)
+    return small
+
+
+def _factors(height: int, width: int, max_pixels: int) -> tuple[int, int]:
+    """Whole factors for rows and columns."""
     factor = 1
-    while (class_map.shape[0] // factor) * (class_map.shape[1] // factor) > max_pixels:
+    while (height // factor) * (width // factor) > max_pixels:
         factor += 1
-    factor = min(factor, *class_map.shape)
-    if factor == 1:
-        return class_map
-    height, width = (side // factor for side in class_map.shape)
-    blocks = class_map[: height * factor, : width * factor].reshape(height, factor, width, factor)
+    factor = min(factor, height, width)
+    down = across = factor
+    while (height // down) * (width // across) > max_pixels or max(height // down, width // across) > MAX_SIDE:
+        down, across = (down + 1, across) if height // down > width // across else (down, across + 1)
+    return down, across
+
+
+def _commonest(values: np.ndarray, down: int, across: int) -> np.ndarray:
+    if down == across == 1:
+        return values
+    height, width = values.shape[0] // down, values.shape[1] // across
+    blocks = values.reshape(height, down, width, across)
     best = np.zeros((height, width), np.int64)
-    winner = np.zeros((height, width), class_map.dtype)
-    for value in np.flatnonzero(np.bincount(class_map.ravel())):
+    winner = np.zeros((height, width), values.dtype)
+    for value in np.flatnonzero(np.bincount(values.ravel())):
         count = (blocks == value).sum(axis=(1, 3))
         winner[count > best] = value
         best = np.maximum(best, count)
@@ -69,16 +98,30 @@ def reduce_map(class_map: np.ndarray, max_pixels: int) -> np.ndarray:
 
 def colour_map(class_map: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
     """Return (H, W, 4) uint8 red, green, blue, alpha of a class map; nodata is transparent."""
+    return _palette(class_map, classes)[class_map]
+
+
+def _opaque(class_map: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
+    """``colour_map`` without alpha, nodata in a colour of its own."""
+    table = _palette(class_map, classes)
+    table[table[:, 3] == 0, :3] = EMPTY
+    opaque = np.empty((*class_map.shape, 3), np.uint8)
+    for row, values in enumerate(class_map):  # an index of many pixels is widened to eight bytes each
+        opaque[row] = table[values, :3]
+    return opaque
+
+
+def _palette(class_map: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
     table = np.zeros((int(class_map.max(initial=0)) + 1, 4), np.uint8)
     for value, rgb in class_colours(classes).items():
         if value < len(table):
             table[value] = (*rgb, 255)
-    return table[class_map]
+    return table
 
 
 def write_class_png(
     path: str | Path,
-    class_map: np.ndarray,
+    class_map: np.ndarray | RawFile,
     *,
     classes: Sequence[ClassInfo],
     title: str,
@@ -91,8 +134,9 @@ def write_class_png(
 
     Parameters
     ----------
-    class_map : (H, W) uint8 or uint16, 0 = nodata. A map of more than ``max_pixels`` is shrunk (see
-        `reduce_map`), a small one enlarged by a whole number, so that its pixels stay crisp squares.
+    class_map : (H, W) uint8 or uint16, 0 = nodata, or a raw file of one such band, read a few rows at a time. A
+        map of more than ``max_pixels`` is shrunk (see `reduce_map`), a small one enlarged by a whole number, so
+        that its pixels stay crisp squares.
     classes : names and colours, in the order of the legend. A class without pixels is listed with a dash.
     subtitle : a line of small print; None says the size of the map.
     crs_wkt, affine_transform : where the CRS has a unit of length, a scale bar is drawn.
@@ -100,33 +144,36 @@ def write_class_png(
     Raises what `write_class_map` raises. The same map gives the same bytes.
     """
     path = Path(path)
-    check_map(class_map, classes)
-    entries = _legend(class_map, classes)
+    if isinstance(class_map, np.ndarray):
+        check_map(class_map, classes)
+        height, width = class_map.shape
+        counts = np.bincount(class_map.ravel())
+    else:
+        height, width, counts = class_map.height, class_map.width, count_values(class_map)
     if subtitle is None:
-        subtitle = f"{class_map.shape[0]:,} × {class_map.shape[1]:,} pixels"
+        subtitle = f"{height:,} × {width:,} pixels"
     small = reduce_map(class_map, max_pixels)
-    pixels = colour_map(small, classes)
-    pixels[pixels[..., 3] == 0, :3] = EMPTY
-    times = max(1, LONG_SIDE // max(small.shape))
-    image = pixels[..., :3].repeat(times, axis=0).repeat(times, axis=1)
+    image, times = _opaque(small, classes), max(1, LONG_SIDE // max(small.shape))
+    if times > 1:
+        image = image.repeat(times, axis=0).repeat(times, axis=1)
     metres = metres_per_unit(crs_wkt)
     if metres is not None and affine_transform is not None:
-        metres *= math.hypot(affine_transform[0], affine_transform[3]) * class_map.shape[1] / image.shape[1]
+        metres *= math.hypot(affine_transform[0], affine_transform[3]) * width / image.shape[1]
     else:
         metres = None
-    picture = _compose(image, entries, title, subtitle, metres)
+    picture = _compose(image, _legend(counts, classes), title, subtitle, metres)
     with replacing(path) as temporary:
         temporary.write_bytes(picture)
     return path
 
 
-def _legend(class_map: np.ndarray, classes: Sequence[ClassInfo]) -> list[_Entry]:
+def _legend(counts: np.ndarray, classes: Sequence[ClassInfo]) -> list[_Entry]:
     colours = class_colours(classes)
     rows = [
         _Entry(row["name"], _share(row["share"]) if row["pixels"] else "–", colours[row["value"]])
-        for row in class_areas(class_map, classes)
+        for row in areas_of(counts, classes, Grid())
     ]
-    if (class_map == NODATA).any():
+    if counts[NODATA]:
         rows.append(_Entry("no data", "", EMPTY))
     return rows
 
@@ -176,15 +223,17 @@ class _Page:
         from matplotlib.figure import Figure
 
         self.width, self.height = int(width), int(height)
+        self._laid: list[tuple[int, int, np.ndarray]] = []
         self.figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI, facecolor="white")
 
     def text(self, x: float, y: float, words: str, **style: Any) -> None:
         self.figure.text(x / self.width, 1 - y / self.height, words, parse_math=False, **style)
 
     def image(self, x: int, y: int, pixels: np.ndarray) -> None:
+        """Put (h, w, 3) uint8 at a place, over the finished page: matplotlib would resample them, in much memory."""
         height, width = pixels.shape[:2]
-        self._box(x - 2, y - 2, width + 4, height + 4, facecolor=FRAME, edgecolor="none", zorder=0)
-        self.figure.figimage(pixels, xo=x, yo=self.height - y - height, origin="upper", zorder=1)
+        self._box(x - 2, y - 2, width + 4, height + 4, facecolor=FRAME, edgecolor="none")
+        self._laid.append((x, y, pixels))
 
     def swatch(self, x: float, y: float, colour: tuple[int, int, int]) -> None:
         self._box(
@@ -212,8 +261,17 @@ class _Page:
         self.figure.add_artist(box)
 
     def png(self) -> bytes:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from PIL import Image
+
+        canvas = FigureCanvasAgg(self.figure)
+        canvas.draw()
+        page = np.asarray(canvas.buffer_rgba())
+        for x, y, pixels in self._laid:
+            page[y : y + len(pixels), x : x + pixels.shape[1], :3] = pixels
         buffer = BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        picture = Image.frombuffer("RGBA", page.shape[1::-1], page, "raw", "RGBA", 0, 1)  # shares the memory
+        picture.save(buffer, "png", dpi=(DPI, DPI))
         return buffer.getvalue()
 
 

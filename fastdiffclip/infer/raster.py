@@ -8,25 +8,25 @@ one in one step.
 from __future__ import annotations
 
 import colorsys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
-from zlib import crc32
 
 import numpy as np
 
 from fastdiffclip.errors import InputDataError, UsageError
 from fastdiffclip.files import replacing
+from fastdiffclip.infer.cog import Band, Grid, parse_crs, quiet, write_geotiff
+from fastdiffclip.infer.rawfile import Layer, RawFile
+from fastdiffclip.infer.tiles import Rect
 
 if TYPE_CHECKING:
     from fastdiffclip.scene.store import ClassInfo
 
 NODATA = 0
-TILE = 256
 # For classes whose table gives no colour; told apart side by side and in small patches.
 PALETTE = (
     0x2F7D4F, 0xD9A441, 0x4C7FB8, 0xC8553D, 0x8F6FB3, 0x7CBF5F, 0x8A5A3C, 0x3FB1B5, 0xE58FB1, 0x6B7280,
@@ -74,11 +74,16 @@ def class_areas(
     pixels; ``hectares`` is None unless the map has a transform and a projected CRS (degrees have no fixed
     area).
     """
-    counts = np.bincount(class_map.ravel(), minlength=max((c.value for c in classes), default=0) + 1)
+    return areas_of(np.bincount(class_map.ravel()), classes, Grid(crs_wkt, affine_transform))
+
+
+def areas_of(counts: np.ndarray, classes: Sequence[ClassInfo], grid: Grid) -> list[dict[str, Any]]:
+    """The rows of `class_areas` from the number of pixels of each value, 0 first."""
+    counts = np.pad(counts, (0, max(0, max((c.value for c in classes), default=0) + 1 - len(counts))))
     classified = max(1, int(counts[1:].sum()))
-    metres, square_metres = metres_per_unit(crs_wkt), None
-    if metres is not None and affine_transform is not None:
-        a, b, _, d, e, _ = affine_transform[:6]
+    metres, square_metres = metres_per_unit(grid.crs_wkt), None
+    if metres is not None and grid.affine_transform is not None:
+        a, b, _, d, e, _ = grid.affine_transform[:6]
         square_metres = abs(a * e - b * d) * metres**2
     return [
         {
@@ -92,20 +97,33 @@ def class_areas(
     ]
 
 
+def count_values(raw: RawFile) -> np.ndarray:
+    """Number of pixels of each value of a class map in a raw file, 0 first."""
+    counts = np.zeros(np.iinfo(raw.dtype).max + 1, np.int64)
+    for rect in raw.rects():
+        counts += np.bincount(raw.read(rect).ravel(), minlength=len(counts))
+    return counts
+
+
+def map_dtype(classes: Sequence[ClassInfo]) -> str:
+    """uint8 where every class value fits, else uint16."""
+    return "uint8" if max((item.value for item in classes), default=0) < 256 else "uint16"
+
+
 def write_class_map(
     path: str | Path,
-    class_map: np.ndarray,
+    class_map: np.ndarray | RawFile,
     *,
     classes: Sequence[ClassInfo],
     crs_wkt: str | None = None,
     affine_transform: Sequence[float] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a class map as a tiled, compressed GeoTIFF on the scene's grid.
+    """Write a class map as a tiled, compressed GeoTIFF with overviews on the scene's grid.
 
     Parameters
     ----------
-    class_map : (H, W) uint8 or uint16, 0 = nodata; stored as uint8 where every class value fits.
+    class_map : (H, W) uint8 or uint16, 0 = nodata, or a raw file of one band of `map_dtype`; stored in that type.
     classes : colours and names. Names go to the band's tags (``class_1=...``) and, as GDAL's category names,
         to ``<path>.aux.xml``, where QGIS and GDAL look for them.
     crs_wkt, affine_transform : WKT and the six numbers (a, b, c, d, e, f); None for a plain raster.
@@ -115,19 +133,18 @@ def write_class_map(
     cannot be read, ResourceError where the file cannot be written.
     """
     path = Path(path)
-    check_map(class_map, classes)
+    if isinstance(class_map, np.ndarray):
+        check_map(class_map, classes)
     highest = max((item.value for item in classes), default=0)
-    stored = class_map.astype(np.uint8 if highest < 256 else np.uint16, copy=False)
     colours = {NODATA: (0, 0, 0, 0), **{value: (*rgb, 255) for value, rgb in class_colours(classes).items()}}
-    profile = _profile((1, *stored.shape), stored.dtype.name, crs_wkt, affine_transform, NODATA)
-    with replacing(path) as temporary:
-        with _create(temporary, profile) as raster:
-            written = _write_rows(raster, iter([stored[None]]), (1, *stored.shape))
-            raster.write_colormap(1, colours)
-            raster.set_band_description(1, "class")
-            raster.update_tags(**(tags or {}))
-            raster.update_tags(1, **{f"class_{item.value}": item.name for item in classes})
-        _check_rows(temporary, written)
+    band = Band("class", {f"class_{item.value}": item.name for item in classes})
+    with replacing(path) as temporary, ExitStack() as stack:
+        if isinstance(class_map, np.ndarray):
+            layer = Layer(temporary.name, 1, map_dtype(classes))
+            class_map = stack.enter_context(_spooled(temporary.parent, layer, class_map.shape, [class_map[None]]))
+        write_geotiff(
+            temporary, class_map, Grid(crs_wkt, affine_transform), [band], nodata=NODATA, colours=colours, tags=tags
+        )
     with replacing(_sidecar(path)) as temporary:
         temporary.write_text(_category_xml(classes, highest), encoding="utf-8")
     return path
@@ -135,7 +152,7 @@ def write_class_map(
 
 def write_probabilities(
     path: str | Path,
-    blocks: np.ndarray | Iterable[np.ndarray],
+    blocks: np.ndarray | Iterable[np.ndarray] | RawFile,
     *,
     height: int,
     width: int,
@@ -145,22 +162,50 @@ def write_probabilities(
 ) -> Path:
     """Write class probabilities as a float32 GeoTIFF with one band per class, named after it; nodata is NaN.
 
-    ``blocks`` is (K, H, W), or blocks (K, h, W) of consecutive rows from the top, so that a scene never has
-    to be held at once; K is the number of classes. Raises UsageError where the blocks do not make up K x H x
-    W, otherwise as `write_class_map`.
+    ``blocks`` is (K, H, W), a raw file of that shape, or blocks (K, h, W) of consecutive rows from the top, so that a
+    scene never has to be held at once; K is the number of classes. Raises UsageError where the blocks do not make up
+    K x H x W, otherwise as `write_class_map`.
     """
-    path = Path(path)
-    rows = iter([blocks] if isinstance(blocks, np.ndarray) else blocks)
-    profile = _profile((len(classes), height, width), "float32", crs_wkt, affine_transform, np.nan)
-    with replacing(path) as temporary:
-        with _create(temporary, {**profile, "predictor": 3}) as raster:
-            for band, item in enumerate(classes, start=1):
-                raster.set_band_description(band, item.name)
-                raster.update_tags(band, class_value=str(item.value))
-            written = _write_rows(raster, rows, (len(classes), height, width))
-        _check_rows(temporary, written)
+    bands = [Band(item.name, {"class_value": str(item.value)}) for item in classes]
+    return _write_floats(Path(path), blocks, (height, width), bands, Grid(crs_wkt, affine_transform))
+
+
+def write_confidence(path: str | Path, raw: RawFile, grid: Grid) -> Path:
+    """Write the largest class probability of each pixel as a float32 GeoTIFF of one band; nodata is NaN."""
+    return _write_floats(Path(path), raw, (raw.height, raw.width), [Band("confidence")], grid)
+
+
+def _write_floats(
+    path: Path,
+    blocks: np.ndarray | Iterable[np.ndarray] | RawFile,
+    shape: tuple[int, int],
+    bands: Sequence[Band],
+    grid: Grid,
+) -> Path:
+    with replacing(path) as temporary, ExitStack() as stack:
+        if not isinstance(blocks, RawFile):
+            rows = [blocks] if isinstance(blocks, np.ndarray) else blocks
+            layer = Layer(temporary.name, len(bands), "float32")
+            blocks = stack.enter_context(_spooled(temporary.parent, layer, shape, rows))
+        write_geotiff(temporary, blocks, grid, bands, nodata=float("nan"))
     _sidecar(path).unlink(missing_ok=True)  # an older file's statistics
     return path
+
+
+@contextmanager
+def _spooled(folder: Path, layer: Layer, shape: Sequence[int], blocks: Iterable[np.ndarray]) -> Iterator[RawFile]:
+    """A raw file of blocks (bands, h, width) of consecutive rows."""
+    (height, width), done = shape, 0
+    with RawFile(folder, layer, height, width) as raw:
+        for block in blocks:
+            if block.ndim != 3 or block.shape[::2] != (layer.bands, width) or done + block.shape[1] > height:
+                whole = layer.bands, height, width
+                raise UsageError(f"a block of probabilities is {block.shape} at row {done} of a raster of {whole}")
+            raw.write(Rect(done, done + block.shape[1], 0, width), block)
+            done += block.shape[1]
+        if done != height:
+            raise UsageError(f"the blocks of probabilities hold {done} rows, the raster has {height}")
+        yield raw
 
 
 def read_class_map(path: str | Path) -> ClassMap:
@@ -175,7 +220,7 @@ def read_class_map(path: str | Path) -> ClassMap:
     if not path.is_file():
         raise InputDataError(f"there is no class map {path}; give a one-band raster of class values")
     try:
-        with _quiet(), rasterio.open(path) as raster:
+        with quiet(), rasterio.open(path) as raster:
             if raster.count != 1:
                 raise InputDataError(f"{path} has {raster.count} bands; a class map has one band of class values")
             stored, nodata, tags = raster.read(1), raster.nodata, raster.tags(1)
@@ -209,94 +254,12 @@ def check_map(class_map: np.ndarray, classes: Sequence[ClassInfo]) -> None:
         )
 
 
-def _write_rows(raster: Any, blocks: Iterator[np.ndarray], shape: tuple[int, int, int]) -> list[tuple[Any, int]]:
-    """Write (bands, h, width) blocks from the top; return the window and the CRC-32 of each."""
-    from rasterio.windows import Window
-
-    bands, height, width = shape
-    done, written = 0, []
-    for block in blocks:
-        if block.ndim != 3 or block.shape[::2] != (bands, width) or done + block.shape[1] > height:
-            raise UsageError(f"a block of probabilities is {block.shape} at row {done} of a raster of {shape}")
-        block = np.ascontiguousarray(block, dtype=raster.dtypes[0])
-        window = Window(0, done, width, block.shape[1])
-        raster.write(block, window=window)
-        written.append((window, crc32(block.data)))
-        done += block.shape[1]
-    if done != height:
-        raise UsageError(f"the blocks of probabilities hold {done} rows, the raster has {height}")
-    return written
-
-
-def _check_rows(path: Path, written: list[tuple[Any, int]]) -> None:
-    """Raise OSError unless every block reads back: GDAL only logs a failure to flush the last rows."""
-    import rasterio
-
-    with _quiet(), rasterio.open(path) as raster:
-        if any(crc32(raster.read(window=window).data) != crc for window, crc in written):
-            raise OSError("what was written reads back differently, the disk may be full")
-
-
-def _profile(
-    shape: tuple[int, ...],
-    dtype: str,
-    crs_wkt: str | None,
-    affine_transform: Sequence[float] | None,
-    nodata: float,
-) -> dict[str, Any]:
-    from affine import Affine
-
-    bands, height, width = shape
-    profile: dict[str, Any] = {
-        "driver": "GTiff",
-        "height": height,
-        "width": width,
-        "count": bands,
-        "dtype": dtype,
-    }
-    profile |= {"nodata": nodata, "compress": "deflate", "bigtiff": "if_safer"}
-    if min(height, width) >= TILE:
-        profile |= {"tiled": True, "blockxsize": TILE, "blockysize": TILE}
-    if crs_wkt is not None:
-        profile["crs"] = _parse_crs(crs_wkt)
-    if affine_transform is not None:
-        profile["transform"] = Affine(*affine_transform[:6])
-    return profile
-
-
-def _parse_crs(wkt: str) -> Any:
-    from rasterio.crs import CRS
-    from rasterio.errors import CRSError
-
-    try:
-        return CRS.from_wkt(wkt)
-    except CRSError as error:
-        raise InputDataError(f"the scene's CRS cannot be read ({error}); give it as WKT") from error
-
-
 def metres_per_unit(crs_wkt: str | None) -> float | None:
     """Length of one map unit; None without a CRS, or for one of degrees."""
     if crs_wkt is None:
         return None
-    crs = _parse_crs(crs_wkt)
+    crs = parse_crs(crs_wkt)
     return float(crs.linear_units_factor[1]) if crs.is_projected else None
-
-
-def _create(path: Path, profile: Mapping[str, Any]) -> Any:
-    import rasterio
-
-    with _quiet():
-        return rasterio.open(path, "w", **profile)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """A scene without georeference is legitimate: no warning for each file."""
-    from rasterio.errors import NotGeoreferencedWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
 
 
 def _sidecar(path: Path) -> Path:

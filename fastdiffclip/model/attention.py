@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiffclip.errors import UsageError
-from fastdiffclip.kernels import short_attention
+from fastdiffclip.kernels import short_attention, short_attention_packed
 
 logger = logging.getLogger(__name__)
 # What importing or calling a wheel built for another torch, CUDA or Python has been seen to raise.
@@ -41,6 +41,13 @@ def xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 BACKENDS: dict[str, Attend] = {"xformers": xformers_attention, "short": short_attention, "sdpa": sdpa}
+
+
+def self_attention(backend: str, qkv: Tensor) -> Tensor:
+    """The backend's attention of the three parts of one projection ``(B, L, 3, H, D)``."""
+    if backend == "short":  # writes the gradient as one tensor, which the others have to put together from three
+        return short_attention_packed(qkv)
+    return BACKENDS[backend](*qkv.unbind(2))
 
 
 @functools.cache
@@ -101,12 +108,13 @@ class Attention(nn.Module):
 
     def forward(self, x_BLD: Tensor, queries: int | None = None) -> Tensor:
         batch, length, width = x_BLD.shape
-        attend = BACKENDS[choose(self.backend, self.role, x_BLD.device)[0]]
+        backend = choose(self.backend, self.role, x_BLD.device)[0]
         if queries is None:
-            q, k, v = self.qkv(x_BLD).view(batch, length, 3, self.heads, width // self.heads).unbind(2)
+            attended = self_attention(backend, self.qkv(x_BLD).view(batch, length, 3, self.heads, -1))
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
             q = F.linear(x_BLD[:, :queries], weight[:width], bias[:width])
             q = q.view(batch, queries, self.heads, -1)
             k, v = F.linear(x_BLD, weight[width:], bias[width:]).view(batch, length, 2, self.heads, -1).unbind(2)
-        return self.out(attend(q, k, v).flatten(2))
+            attended = BACKENDS[backend](q, k, v)
+        return self.out(attended.flatten(2))

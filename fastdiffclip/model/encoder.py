@@ -58,10 +58,13 @@ class ImageEncoder(nn.Module):
 
     def embed(self, x_BVC: Sequence[Tensor], ids_BV: Sequence[Tensor] | None, timestep_B: Tensor) -> Tensor:
         """Tokens of all modalities before the blocks: ``(M * B, 1 + V, D)``."""
+        return self.arrange([self.stems[name](x) for name, x in zip(self.names, x_BVC, strict=True)], ids_BV, timestep_B)
+
+    def arrange(self, tokens_BVD: Sequence[Tensor], ids_BV: Sequence[Tensor] | None, timestep_B: Tensor) -> Tensor:
+        """:meth:`embed` from tokens that the stems made, ``(B, V, D)`` per modality: class tokens and positions."""
         time_BD = self.timestep(timestep_B)
         parts = []
-        for m, name in enumerate(self.names):
-            tokens = self.stems[name](x_BVC[m])
+        for m, tokens in enumerate(tokens_BVD):
             place = self.positions[1:] if ids_BV is None else self.positions[1:][ids_BV[m].long()]
             head_BD = self.class_tokens[m] + time_BD + self.positions[0]
             parts.append(torch.cat([head_BD[:, None].to(tokens.dtype), tokens + place], dim=1))
@@ -81,12 +84,16 @@ class ImageEncoder(nn.Module):
         return self.norm(x).unflatten(0, (len(self.names), -1))
 
     def class_features(self, x_BLC: Sequence[Tensor]) -> Tensor:
-        """Class tokens of clean, complete windows, modalities side by side: ``(B, M * D)``.
+        """Class tokens of clean, complete windows, modalities side by side: ``(B, M * D)``."""
+        return self.class_features_of([self.stems[name](x) for name, x in zip(self.names, x_BLC, strict=True)])
+
+    def class_features_of(self, tokens_BLD: Sequence[Tensor]) -> Tensor:
+        """:meth:`class_features` of windows whose pixels went through the stems already, ``(B, L, D)`` per modality.
 
         The last block computes its class token only.
         """
-        zero_B = torch.zeros(len(x_BLC[0]), dtype=torch.int64, device=x_BLC[0].device)
-        x = self.embed(x_BLC, None, zero_B)
+        zero_B = torch.zeros(len(tokens_BLD[0]), dtype=torch.int64, device=tokens_BLD[0].device)
+        x = self.arrange(tokens_BLD, None, zero_B)
         for block in self.blocks[:-1]:
             x = block(x)
         class_MBD = self.norm(self.blocks[-1](x, queries=1))[:, 0].unflatten(0, (len(self.names), -1))

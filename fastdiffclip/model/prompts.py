@@ -206,7 +206,7 @@ def _parse(text: str, where: str) -> dict[Any, Any]:
 
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; a very deep nesting
         raise InputDataError(f"the {where} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or not document:
         raise InputDataError(

@@ -8,20 +8,25 @@ from pathlib import Path
 
 from fastdiffclip.errors import InputDataError
 from fastdiffclip.scene.readers import READERS, expand, open_raster
-
-_LARGEST_UM = 100.0
+from fastdiffclip.scene.readers.envi_header import bad_bands, is_header, read_header, wavelengths
+from fastdiffclip.scene.readers.spectral import guessed_factor, in_nanometres
 
 
 def read_wavelengths(spec: str, bands: int) -> tuple[float, ...]:
     """Read one wavelength per band, in nm; returns ``bands`` numbers.
 
     A text or CSV file has one number per line, or several columns and a header that calls one of them
-    'wavelength'; what follows a # is skipped. A file that a raster reader knows (``FILE.mat:VARIABLE``) may
-    hold them as a vector. Where all are below 100 they are micrometres. Raises InputDataError when the
-    count differs from ``bands`` or a value is not positive.
+    'wavelength'; what follows a # is skipped. An ENVI header has them with their unit. A file that a raster
+    reader knows (``FILE.mat:VARIABLE``) may hold them as a vector. Where all are below 100 they are
+    micrometres. Raises InputDataError when the count differs from ``bands`` or a value is not positive.
     """
     files, variable = expand(spec)
     path = files[0]
+    if is_header(path):
+        found, _ = wavelengths(read_header(path), bands)
+        if found is None:
+            raise InputDataError(f"ENVI header {path} has no wavelengths: leave it out or give another file")
+        return found
     if path.suffix.lower() in READERS:
         with open_raster(path, variable) as source:
             values = [float(v) for v in source.read_rows(slice(0, source.height)).ravel()]
@@ -31,8 +36,7 @@ def read_wavelengths(spec: str, bands: int) -> tuple[float, ...]:
         raise InputDataError(f"{spec} has {len(values)} wavelengths, the raster has {bands} bands: give one per band")
     if not all(math.isfinite(value) and value > 0 for value in values):
         raise InputDataError(f"{spec} has a wavelength that is not a positive number: give nm or micrometres")
-    factor = 1e3 if max(values) < _LARGEST_UM else 1.0
-    return tuple(round(value * factor, 6) for value in values)
+    return in_nanometres(values, guessed_factor(values))
 
 
 def _numbers_of_lines(path: Path) -> list[float]:
@@ -59,16 +63,21 @@ def read_bad_bands(path: Path, bands: int) -> tuple[bool, ...]:
 
     The file holds either one 0 or 1 per band, 1 = bad, or the numbers of the bad bands, counted from 1,
     with ranges such as 104-113; separated by spaces, commas or lines. It is flags when it has as many
-    entries as bands and all are 0 or 1. Raises InputDataError for anything else, and when every band would
-    be bad.
+    entries as bands and all are 0 or 1. An ENVI header has its own list, in which 0 is bad. Raises
+    InputDataError for anything else, and when every band would be bad.
     """
+    if is_header(path):
+        flags = bad_bands(read_header(path), bands)
+        if flags is None:
+            raise InputDataError(f"ENVI header {path} has no list of bad bands ('bbl'): leave it out")
+        return flags
     words = [word for line in _lines(path) for word in re.split(r"[,;\s]+", line) if word]
     if len(words) == bands and set(words) <= {"0", "1"}:
         bad = [word == "1" for word in words]
     else:
         bad = [False] * bands
         for word in words:
-            match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+            match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", word)
             first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
             if not 1 <= first <= last <= bands:
                 raise InputDataError(
@@ -89,4 +98,4 @@ def _lines(path: Path) -> list[str]:
 
 
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) is not None
+    return re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", text) is not None

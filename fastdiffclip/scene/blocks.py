@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,42 +30,64 @@ class RowBlock:
 class RowReader:
     """Reads rows of one modality; requested ranges must not move backwards.
 
-    Reads whole rows of chunks and keeps only those that a later request can still want, so every chunk is
-    read at most once and the buffer never exceeds one request plus one row of chunks.
+    Reads whole rows of chunks and keeps only those that a later request can still want, so every chunk is read at most
+    once and memory holds one request and two rows of chunks. With ``cols`` it reads only those columns.
     """
 
-    def __init__(self, scene: Scene, modality: str) -> None:
-        self._scene = scene
-        self._modality = modality
-        self._step = max(1, scene.chunk_rows(modality))
-        self._start = self._stop = 0
-        self._raw: np.ndarray | None = None
-        self._valid: np.ndarray | None = None
+    def __init__(self, scene: Scene, modality: str, cols: slice = slice(None)) -> None:
+        self._raw = _Rows(lambda rows: scene.read(modality, rows, cols), scene.chunk_rows(modality), scene.height)
+        self._valid = _Rows(
+            lambda rows: scene.read_valid(modality, rows, cols), scene.valid_chunk_rows(modality), scene.height
+        )
 
-    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``(raw (h, width, bands), valid (h, width) bool)`` of the rows ``start`` to ``stop``."""
-        if start < self._start:
-            raise ValueError(f"rows {start} to {stop} were already passed: the buffer starts at {self._start}")
-        if start >= self._stop:
-            self._raw = self._valid = None
-            self._start = self._stop = start - start % self._step
-        if stop > self._stop:
-            self._fill(start, stop)
-        assert self._raw is not None and self._valid is not None
-        wanted = slice(start - self._start, stop - self._start)
-        return self._raw[wanted], self._valid[wanted]
+    def rows(self, start: int, stop: int, keep: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``(raw (h, width, bands), valid (h, width) bool)`` of the rows ``start`` to ``stop``.
 
-    def _fill(self, start: int, stop: int) -> None:
-        end = min(self._scene.height, -(-stop // self._step) * self._step)
-        fresh = slice(self._stop, end)
-        raw = self._scene.read(self._modality, rows=fresh)
-        valid = self._scene.read_valid(self._modality, rows=fresh)
-        if self._raw is not None and self._valid is not None:
-            kept = start - self._start
-            raw = np.concatenate([self._raw[kept:], raw])
-            valid = np.concatenate([self._valid[kept:], valid])
-            self._start = start
-        self._raw, self._valid, self._stop = raw, valid, end
+        No later request may begin above ``keep``, which is ``start`` or below; None stands for ``start``.
+        """
+        keep = start if keep is None else max(keep, start)
+        return self._raw.rows(start, stop, keep), self._valid.rows(start, stop, keep)
+
+
+class _Rows:
+    """Rows of one stored array, a row of chunks at a time; chunks of values and of validity differ in height."""
+
+    def __init__(self, read: Callable[[slice], np.ndarray], step: int, height: int) -> None:
+        self._read, self._step, self._height = read, max(1, step), height
+        self._kept: list[tuple[int, np.ndarray]] = []  # first row and rows, one after the other
+        self._lowest = 0
+
+    def rows(self, start: int, stop: int, keep: int) -> np.ndarray:
+        if start < self._lowest:
+            raise ValueError(f"rows {start} to {stop} were already passed: the buffer starts at {self._lowest}")
+        parts, self._kept, self._lowest = self._kept, [], keep
+        out: np.ndarray | None = None
+        for first, part in self._parts(parts, start, stop):
+            end = first + len(part)
+            if end > keep:
+                self._kept.append((first, part))
+            if first <= start and stop <= end:
+                self._kept += parts
+                return part[start - first : stop - first]
+            if out is None:
+                out = np.empty((stop - start, *part.shape[1:]), part.dtype)
+            top, bottom = max(start, first), min(stop, end)
+            out[top - start : bottom - start] = part[top - first : bottom - first]
+        assert out is not None
+        return out
+
+    def _parts(self, kept: list[tuple[int, np.ndarray]], start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The rows of chunks from ``start`` to ``stop``: those that are kept, then fresh ones."""
+        at = start - start % self._step
+        while kept:
+            first, part = kept.pop(0)
+            if first + len(part) > start:
+                yield first, part
+                at = first + len(part)
+        while at < stop:
+            end = min(self._height, at + self._step)
+            yield at, self._read(slice(at, end))
+            at = end
 
 
 def iter_row_blocks(

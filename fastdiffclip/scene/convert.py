@@ -10,16 +10,17 @@ from fastdiffclip.errors import InputDataError
 from fastdiffclip.scene.readers import RasterSource
 
 _BYTES_AT_ONCE = 64 * 2**20
+_LARGEST_ROW = 2**30
 _DIRECT = {"bool": "uint16", "uint8": "uint16", "int8": "int16", "uint16": "uint16", "int16": "int16"}
 _DIRECT.update({"float16": "float16", "float32": "float32"})
 
 
-def stored_dtype(source: RasterSource) -> str:
+def stored_dtype(source: RasterSource, on_rows: Callable[[int], None] = lambda rows: None) -> str:
     """Return the dtype that a scene stores ``source`` in.
 
     uint8 becomes uint16, int8 int16, wider floats float32; wider integers become uint16, int16 or float32,
-    the first that holds every value exactly (this reads the file once). Raises InputDataError where none
-    does.
+    the first that holds every value exactly (this reads the file once, and ``on_rows`` hears how many rows each
+    block had). Raises InputDataError where none does.
     """
     name = np.dtype(source.dtype).name
     if source.dtype.kind == "f":
@@ -27,9 +28,11 @@ def stored_dtype(source: RasterSource) -> str:
     if name in _DIRECT:
         return _DIRECT[name]
     low, high, exact = 0, 0, True
-    for block in map(source.read_rows, row_blocks(source)):
+    for rows in row_blocks(source):
+        block = source.read_rows(rows)
         low, high = min(low, int(block.min())), max(high, int(block.max()))
         exact = exact and bool((block.astype(np.float32).astype(np.float64) == block).all())
+        on_rows(rows.stop - rows.start)
     for candidate in ("uint16", "int16"):
         limits = np.iinfo(candidate)
         if limits.min <= low and high <= limits.max:
@@ -41,6 +44,16 @@ def stored_dtype(source: RasterSource) -> str:
             "rescale it first"
         )
     return "float32"
+
+
+def require_readable_rows(source: RasterSource) -> None:
+    """Raise InputDataError where a single row is too large to be held in memory."""
+    size = source.width * source.bands * source.dtype.itemsize
+    if size > _LARGEST_ROW:
+        raise InputDataError(
+            f"{source.path} has rows of {source.width} pixels with {source.bands} bands, {size / 2**30:.3g} GiB each, "
+            "expected at most 1 GiB: cut it into scenes, or is it damaged?"
+        )
 
 
 def row_blocks(source: RasterSource) -> Iterator[slice]:

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from fastdiffclip.compile_cache import SEAL, cache_folder, checksums
+
 logger = logging.getLogger(__name__)
-SEAL = "seal.json"
 
 
 class NumbaUnavailableError(Exception):
@@ -53,7 +54,8 @@ def compile_gather(dtype: np.dtype) -> Callable[..., None]:
 def _compile_cached(numba: ModuleType, gather_numba: ModuleType, dtype: np.dtype) -> Callable[..., None]:
     source = Path(str(gather_numba.__file__))
     stamp = _stamp(source, numba.__version__)
-    base = _cache_base(numba.config.CACHE_DIR)
+    configured = numba.config.CACHE_DIR
+    base = cache_folder("fastdiffclip", Path(configured)) if configured else cache_folder("numba")
     if base is None:
         return _decorate(numba, gather_numba.gather, dtype, None)
     # One folder per checkout and dtype, so that new versions replace old files instead of piling up.
@@ -67,23 +69,6 @@ def _compile_cached(numba: ModuleType, gather_numba: ModuleType, dtype: np.dtype
 def _stamp(source: Path, numba_version: str) -> str:
     info = source.stat()
     return f"{numba_version} {platform.python_version()} {platform.machine()} {info.st_mtime_ns} {info.st_size}"
-
-
-def _cache_base(configured: str) -> Path | None:
-    """Return a folder that can be written, or None."""
-    if configured:
-        base = Path(configured) / "fastdiffclip"
-    else:
-        import platformdirs
-
-        base = Path(platformdirs.user_cache_dir("fastdiffclip", appauthor=False)) / "numba"
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=base):
-            return base
-    except OSError as error:
-        logger.debug("no cache for compiled code: %s cannot be written (%s)", base, error)
-        return None
 
 
 def _decorate(
@@ -125,7 +110,7 @@ def _compile_into(sealed: Path, stamp: str, build: Callable[[Path | None], Calla
             fresh = Path(scratch) / "cache"
             fresh.mkdir()
             compiled = build(fresh)
-            (fresh / SEAL).write_text(json.dumps({"stamp": stamp, "files": _checksums(fresh)}))
+            (fresh / SEAL).write_text(json.dumps({"stamp": stamp, "files": checksums(fresh)}))
             _rename(fresh, sealed)
         return compiled
     except OSError as error:
@@ -140,14 +125,9 @@ def _rename(fresh: Path, sealed: Path) -> None:
         logger.debug("%s was sealed by another process first: %s", sealed, error)
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL)
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
 def _is_intact(folder: Path, stamp: str) -> bool:
     try:
         seal = json.loads((folder / SEAL).read_text())
-        return seal == {"stamp": stamp, "files": _checksums(folder)}
+        return seal == {"stamp": stamp, "files": checksums(folder)}
     except (OSError, ValueError):
         return False

@@ -6,8 +6,9 @@ import colorsys
 import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -34,6 +35,36 @@ _UNLABELLED = {
     "no data",
 }
 _ROWS_AT_ONCE = 256
+
+
+class Described(Protocol):
+    """A label file that may name its classes and colour them."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def class_names(self) -> dict[int, str]: ...
+    @property
+    def class_colours(self) -> dict[int, tuple[int, int, int]]: ...
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """One label map in memory: ``values`` (H, W) uint16, 0 = unlabelled.
+
+    ``numbering`` says what the values mean: they are class values (``values``), or they number the names of the file
+    as it lists them (``listed``) or in alphabetical order (``sorted``), and may be numbered anew. ``resampled`` is as
+    in :class:`~fastdiffclip.scene.store.Scene`, None for a map that was not.
+    """
+
+    path: Path
+    values: np.ndarray
+    class_names: dict[int, str]
+    class_colours: dict[int, tuple[int, int, int]]
+    numbering: Literal["values", "listed", "sorted"] = "values"
+    warnings: tuple[str, ...] = ()
+    companions: tuple[Path, ...] = ()
+    resampled: dict[str, Any] | None = None
 
 
 def read_class_table(path: Path) -> tuple[list[ClassInfo], list[str]]:
@@ -112,7 +143,7 @@ def _holds_text(rows: list[tuple[int, list[str]]], place: int) -> bool:
 
 def _parse_row(where: str, row: list[str], places: Mapping[str, int]) -> ClassInfo:
     cell = {column: row[place] if place < len(row) else "" for column, place in places.items()}
-    if not re.fullmatch(r"\d+", cell["value"]) or int(cell["value"]) > LARGEST_VALUE:
+    if not re.fullmatch(r"\d{1,9}", cell["value"]) or int(cell["value"]) > LARGEST_VALUE:
         raise InputDataError(f"{where}: '{cell['value']}' is no class value, expected an integer 0 to {LARGEST_VALUE}")
     if not cell["name"] and int(cell["value"]):
         raise InputDataError(f"{where}: class {cell['value']} has no name")
@@ -133,7 +164,8 @@ def _colour(where: str, text: str) -> tuple[int, int, int] | None:
 def read_label_map(source: RasterSource) -> np.ndarray:
     """Read a label raster as (H, W) uint16; the file's nodata value and NaN become 0, unlabelled.
 
-    Raises InputDataError for several bands, fractions, negative values and values above 65535.
+    So do pixels that the file's own mask leaves out. Raises InputDataError for several bands, fractions, negative
+    values and values above 65535.
     """
     if source.bands != 1:
         raise InputDataError(f"labels {source.path} have {source.bands} bands, expected one of class values")
@@ -144,6 +176,8 @@ def read_label_map(source: RasterSource) -> np.ndarray:
         unknown = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
         if source.nodata is not None:
             unknown |= values == np.array(source.nodata).astype(values.dtype if values.dtype.kind == "f" else float)
+        if source.read_mask is not None:
+            unknown |= ~source.read_mask(rows)
         values = np.where(unknown, np.zeros((), values.dtype), values)
         _check_values(source.path, values)
         labels[rows] = values
@@ -173,22 +207,29 @@ def count_values(maps: Iterable[np.ndarray]) -> dict[int, int]:
 
 
 def class_table(
-    counts: Mapping[int, int], given: Sequence[ClassInfo] | None, sources: Iterable[RasterSource] = ()
+    counts: Mapping[int, int], given: Sequence[ClassInfo] | None, sources: Iterable[Described] = ()
 ) -> tuple[list[ClassInfo], list[str]]:
     """Return the class table of labels with these pixel counts, every class with a colour, and warnings.
 
     ``given`` is the user's table: it must name every value that occurs, or InputDataError lists the others
-    with their pixel counts. Without it, names and colours that the label files carry are used, and ``class
-    1`` and so on for the rest, with a warning.
+    with their pixel counts. Without it, the names that the label files carry are used, and ``class 1`` and so on
+    for the rest, with a warning. Colours that are not given are those of the label files where they have some.
     """
+    sources = list(sources)
+    colours: dict[int, tuple[int, int, int]] = {}
+    for source in sources:
+        # A colour table of 256 entries is black where nobody set it.
+        colours = {
+            **{value: colour for value, colour in source.class_colours.items() if any(colour)},
+            **colours,
+        }
     if given is not None:
         missing = {value: count for value, count in counts.items() if value not in {info.value for info in given}}
         if missing:
             listed = ", ".join(f"{value} ({count} pixels)" for value, count in missing.items())
             raise InputDataError(f"the class table has no row for the label values {listed}: add them to it")
-        return with_colours(given), []
+        return with_colours([replace(info, colour=info.colour or colours.get(info.value)) for info in given]), []
     names: dict[int, str] = {}
-    colours: dict[int, tuple[int, int, int]] = {}
     for source in sources:
         for value, name in source.class_names.items():
             if names.setdefault(value, name) != name:
@@ -196,11 +237,6 @@ def class_table(
                     f"value {value} is '{names[value]}' in one label file and '{name}' in {source.path}: "
                     "give one class table with --classes"
                 )
-        # A colour table of 256 entries is black where nobody set it.
-        colours = {
-            **{value: colour for value, colour in source.class_colours.items() if any(colour)},
-            **colours,
-        }
     unnamed = [value for value in counts if value not in names]
     infos = [ClassInfo(value, names.get(value, f"class {value}"), "", colours.get(value)) for value in sorted(counts)]
     listed = ", ".join(map(str, unnamed))

@@ -271,9 +271,13 @@ def _read_file(file: Path) -> bytes:
 
 
 def file_sha256(file: Path) -> str:
-    """Return the sha256 of a file as hex digits."""
+    """Return the sha256 of a file, or of the names and contents of a folder's files, as hex digits."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
+    parts = sorted(part for part in file.rglob("*") if part.is_file()) if file.is_dir() else [file]
+    for part in parts:
+        if part != file:
+            digest.update(f"{part.relative_to(file).as_posix()}\0{part.stat().st_size}\0".encode())
+        with part.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
     return digest.hexdigest()

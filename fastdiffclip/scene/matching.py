@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,12 @@ from fastdiffclip.scene.readers import expand
 
 
 @dataclass(frozen=True)
-class RasterFile:
-    """One variable of one file."""
+class InputFile:
+    """One variable of one file; ``shared`` where several scenes take their part of it."""
 
     path: Path
     variable: str | None
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,17 @@ class SceneFiles:
     """The files of one scene by their role; ``stem`` is that of its first modality's file."""
 
     stem: str
-    files: dict[str, RasterFile]
+    files: dict[str, InputFile]
 
 
-def match_scenes(specs: Mapping[str, str]) -> tuple[list[SceneFiles], list[str]]:
+def match_scenes(
+    specs: Mapping[str, str], may_be_shared: Callable[[Path], bool] = lambda path: False
+) -> tuple[list[SceneFiles], list[str]]:
     """Return one SceneFiles per file of the first spec, and warnings about files that are not used.
 
     ``specs`` maps a role to ``FILE[:VARIABLE]``, FILE possibly a glob. Files go together by their stem;
-    where no stem of two specs agrees and both have as many files, by natural order. Raises InputDataError
-    that lists what did not match.
+    where no stem of two specs agrees and both have as many files, by natural order. A single file that
+    ``may_be_shared`` belongs to every scene. Raises InputDataError that lists what did not match.
     """
     found = {role: expand(spec) for role, spec in specs.items()}
     leading = next(iter(found))
@@ -43,9 +46,13 @@ def match_scenes(specs: Mapping[str, str]) -> tuple[list[SceneFiles], list[str]]
             f"{leading}: several files are called {', '.join(repeated)}, names must differ between scenes"
         )
     warnings: list[str] = []
-    columns = {role: _matched(leading, first, role, paths, warnings) for role, (paths, _) in found.items()}
+    shared = {role for role, (paths, _) in found.items() if len(first) > len(paths) == 1 and may_be_shared(paths[0])}
+    columns = {
+        role: paths * len(first) if role in shared else _matched(leading, first, role, paths, warnings)
+        for role, (paths, _) in found.items()
+    }
     scenes = [
-        SceneFiles(stem, {role: RasterFile(columns[role][i], found[role][1]) for role in found})
+        SceneFiles(stem, {role: InputFile(columns[role][i], found[role][1], role in shared) for role in found})
         for i, stem in enumerate(stems)
     ]
     return scenes, warnings

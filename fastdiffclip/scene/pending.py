@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastdiffclip.errors import ResourceError, UsageError
@@ -19,26 +22,86 @@ from fastdiffclip.scene.layout import FORMAT_NAME, MANIFEST
 def pending_folder(target: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
     """Yield a fresh folder beside ``target`` that is synced to disk and renamed to it on a clean exit.
 
-    On an exception it is removed. An existing ``target`` is replaced only with ``overwrite`` and where
-    ``replaceable`` says yes of it. Raises UsageError when it may not be replaced or written, ResourceError
-    when the disk is full.
+    On an exception it is removed, with the folders above it that it needed. An existing ``target`` is replaced only
+    with ``overwrite`` and where ``replaceable`` says yes of it. Raises UsageError when it may not be replaced or
+    written, ResourceError when the disk is full.
     """
+    remove_leftovers(target)
     require_free(target, overwrite, replaceable)
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     try:
         try:
-            temporary.mkdir(parents=True)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            lock = _create_locked(temporary)
         except OSError as error:
             raise UsageError(f"{target} cannot be written ({error.strerror}): choose another --out") from error
-        yield temporary
-        _sync(temporary)
-        _swap_in(temporary, target)
+        try:
+            yield temporary
+            _sync(temporary)
+            _swap_in(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"the disk of {target} is full: make room or choose another --out") from error
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # it holds the target, or something of somebody else's
+                folder.rmdir()
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what a killed process left of ``target``; what it was about to replace comes back.
+
+    Whoever writes a folder holds a lock on it, which ends with the process. A disk without such locks keeps its
+    leftovers.
+    """
+    known = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(partial|old)")
+    found = [entry for entry in target.parent.glob(f".{glob.escape(target.name)}.*") if known.fullmatch(entry.name)]
+    for entry in found:
+        if entry.suffix == ".partial" and not _is_locked(entry):
+            shutil.rmtree(entry, ignore_errors=True)
+    for entry in found:
+        if entry.suffix == ".old" and not entry.with_suffix(".partial").exists():
+            if os.path.lexists(target):
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.rename(target)
+
+
+def _create_locked(folder: Path) -> int:
+    """Make a folder that has its lock from the moment it has its name; return what holds the lock."""
+    fresh = folder.with_suffix(".new")
+    try:
+        fresh.mkdir()
+        lock = os.open(fresh, os.O_RDONLY)
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fresh.rename(folder)
+    except BaseException:
+        for path in (fresh, folder):
+            with suppress(OSError):
+                path.rmdir()
+        raise
+    return lock
+
+
+def _is_locked(folder: Path) -> bool:
+    """Say whether somebody writes the folder, or may."""
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def require_free(target: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:

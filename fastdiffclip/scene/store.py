@@ -64,7 +64,8 @@ class Scene:
 
     ``affine_transform`` is (a, b, c, d, e, f): x = a * column + b * row + c, y = d * column + e * row + f,
     pixel corners. ``sha256`` identifies the content. ``sources`` are (role, file name, sha256) of the files
-    it was made from.
+    it was made from. ``resampled`` says by role which rasters came on another grid, that grid, and the method.
+    ``centre_only``: the scene is one window, and only its centre pixel may be that of one.
     """
 
     path: Path
@@ -79,6 +80,8 @@ class Scene:
     sources: tuple[tuple[str, str, str], ...]
     sha256: str
     arrays: dict[str, StoredArray] = field(repr=False)
+    centre_only: bool = False
+    resampled: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def read(self, modality: str, rows: slice = slice(None), cols: slice = slice(None)) -> np.ndarray:
         """Return the stored values (h, w, bands) of a window, in the stored dtype.
@@ -107,6 +110,10 @@ class Scene:
     def chunk_rows(self, modality: str) -> int:
         """Return the height of the modality's chunks in pixels."""
         return self.arrays[self._modality(modality).name].chunks[0]
+
+    def valid_chunk_rows(self, modality: str) -> int:
+        """Return the height of the chunks of the modality's validity in pixels."""
+        return self.arrays[f"{self._modality(modality).name}_valid"].chunks[0]
 
     def chunk_cols(self, modality: str) -> int:
         """Return the width of the modality's chunks in pixels."""
@@ -178,6 +185,8 @@ def _build_scene(root: Path, manifest: Manifest) -> Scene:
             sources=tuple((str(role), str(name), str(digest)) for role, name, digest in group["sources"]),
             sha256=manifest.sha256,
             arrays=manifest.arrays,
+            centre_only=bool(group.get("centre_only", False)),
+            resampled={str(role): dict(how) for role, how in group.get("resampled", {}).items()},
         )
         _check_shapes(scene)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -300,6 +309,7 @@ def scene_summary(scene: Scene) -> dict[str, Any]:
             for c in scene.classes
         ],
         "sources": [{"role": role, "file": name, "sha256": digest} for role, name, digest in scene.sources],
+        "resampled": scene.resampled,
         "sha256": scene.sha256,
         "bytes": sum(array.chunk_bytes * len(array.checksums) for array in scene.arrays.values()),
     }

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastdiffclip.errors import ResourceError, UsageError
+from fastdiffclip.errors import InputDataError, ResourceError, UsageError
 from fastdiffclip.scene.blocks import RowReader, iter_row_blocks
 from fastdiffclip.scene.gather_cache import NumbaUnavailableError, compile_gather
 from fastdiffclip.scene.prepare import (
@@ -40,6 +40,8 @@ __all__ = [
     "gather_windows",
     "iter_row_blocks",
     "read_windows",
+    "require_whole_windows",
+    "sampled_centres",
     "token_valid",
     "valid_centres",
     "window_radius",
@@ -118,6 +120,27 @@ def valid_centres(prepared: PreparedScenes) -> np.ndarray:
     scene = np.searchsorted(prepared.extents[:, 0], flat, side="right") - 1
     row, col = np.divmod(flat - prepared.extents[scene, 0], prepared.extents[scene, 2])
     return np.stack([scene, row, col], axis=1).astype(np.int64)
+
+
+def sampled_centres(scenes: Sequence[Scene], centres: np.ndarray, window: int) -> np.ndarray:
+    """Return the centres (n, 3) that may be a window's: of a scene that is one window, only its own centre.
+
+    Raises InputDataError where such a scene is not ``window`` pixels wide.
+    """
+    require_whole_windows(scenes, window)
+    alone = np.array([scene.centre_only for scene in scenes], bool)
+    middle = (centres[:, 1:] == window // 2).all(axis=1)
+    return centres[middle | ~alone[centres[:, 0]]]
+
+
+def require_whole_windows(scenes: Sequence[Scene], window: int) -> None:
+    """Raise InputDataError where a scene that is one window is not ``window`` pixels wide."""
+    for scene in scenes:
+        if scene.centre_only and scene.height != window:
+            raise InputDataError(
+                f"scene {scene.path} is one window of {scene.height} x {scene.width} pixels and the model's window is "
+                f"{window}: train with --set model.window={scene.height}, or ingest again for windows of {window}"
+            )
 
 
 def read_windows(scenes: Sequence[Scene], front_end: FrontEnd, centres: np.ndarray, window: int) -> PreparedScenes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,8 +41,8 @@ class SceneWriter:
     """Context manager that writes one scene; the scene appears at ``path`` only on a clean exit.
 
     ``crs_wkt`` is WKT2 or None; ``affine_transform`` (a, b, c, d, e, f) as in
-    :class:`~fastdiffclip.scene.store.Scene`. ``name`` defaults to the stem of ``path``. On an error or
-    Ctrl-C nothing is left. Raises UsageError when ``path`` exists (with ``overwrite``, only when what is
+    :class:`~fastdiffclip.scene.store.Scene`, as is ``centre_only``. ``name`` defaults to the stem of ``path``.
+    On an error or Ctrl-C nothing is left. Raises UsageError when ``path`` exists (with ``overwrite``, only when what is
     there is not a scene) and ResourceError when the disk is full.
     """
 
@@ -56,20 +56,25 @@ class SceneWriter:
         affine_transform: Sequence[float] | None = None,
         name: str | None = None,
         overwrite: bool = False,
+        centre_only: bool = False,
     ) -> None:
         if height < 1 or width < 1:
             raise InputDataError(f"a scene has at least one pixel, {path} would have {height} x {width}")
+        if centre_only and (height != width or height % 2 == 0):
+            raise UsageError(f"a scene that is one window is an odd square, {path} would be {height} x {width}")
         self.path = Path(path)
         self.height, self.width = height, width
         self.crs_wkt = crs_wkt
         self.affine_transform = None if affine_transform is None else tuple(map(float, affine_transform))
         self.name = name or self.path.stem
         self.overwrite = overwrite
+        self.centre_only = centre_only
         self.invalid_counts: dict[str, dict[str, int]] = {}
         self._modalities: list[str] = []
         self._labels: dict[str, np.ndarray] = {}
         self._classes: tuple[ClassInfo, ...] = ()
         self._sources: list[tuple[str, str, str]] = []
+        self._resampled: dict[str, dict[str, Any]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> SceneWriter:
@@ -129,7 +134,7 @@ class SceneWriter:
         for what, values in lists.items():
             if values is not None and len(values) != bands:
                 raise InputDataError(f"{name} has {bands} bands, {what} has {len(values)} entries; give one per band")
-        self._require_space(self.height * self.width * (bands * np.dtype(dtype).itemsize + 1))
+        self.require_space(self.height * self.width * (bands * np.dtype(dtype).itemsize + 1))
         rows, columns = chunk_shape(self.height, self.width, bands, np.dtype(dtype).itemsize)
         array = self._create(name, (self.height, self.width, bands), (rows, columns, bands), dtype)
         good = np.ones(bands, bool) if bad_bands is None else ~np.asarray(bad_bands, bool)
@@ -191,6 +196,10 @@ class SceneWriter:
         """Record a file that the scene is made from: its name without folder, its sha256, what it is for."""
         self._sources.append((role, Path(path).name, sha256))
 
+    def add_resampling(self, role: str, description: Mapping[str, Any]) -> None:
+        """Record that a raster came on another grid: what it is for, and JSON-able words on method and grid."""
+        self._resampled[role] = dict(description)
+
     def _wait(self, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
         """Call zarr on the worker, which an interrupt of this thread cannot leave half way."""
         return self._worker.submit(call, *args, **named).result()
@@ -209,7 +218,8 @@ class SceneWriter:
                 f"modality '{name}' cannot be stored as {dtype}; a scene holds {', '.join(MODALITY_DTYPES)}"
             )
 
-    def _require_space(self, needed: int) -> None:
+    def require_space(self, needed: int) -> None:
+        """Raise ResourceError where the disk has less than ``needed`` bytes free."""
         free = shutil.disk_usage(self._root).free
         if needed > free:
             raise ResourceError(
@@ -277,6 +287,10 @@ class SceneWriter:
             "affine_transform": self.affine_transform,
             "sources": self._sources,
         }
+        if self.centre_only:
+            own["centre_only"] = True
+        if self._resampled:
+            own["resampled"] = self._resampled
         return {
             ATTRIBUTE: own,
             **geozarr_attributes(self.crs_wkt, self.affine_transform, self.height, self.width),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastdiffclip.kernels.native.loader import load, status
-from fastdiffclip.kernels.native.short_attention import short_attention
 from fastdiffclip.kernels.native.visible_noise import visible_noise
 
-__all__ = ["load", "short_attention", "status", "visible_noise"]
+__all__ = ["load", "status", "visible_noise"]

@@ -4,12 +4,13 @@
 
 #include <cstdint>
 
-#define FDC_ABI_VERSION 2
+#define FDC_ABI_VERSION 3
 #define FDC_EXPORT extern "C" __attribute__((visibility("default")))
 
 enum fdc_dtype : int32_t { FDC_UINT16 = 0, FDC_INT16 = 1, FDC_FLOAT16 = 2, FDC_BFLOAT16 = 3, FDC_FLOAT32 = 4 };
 enum fdc_isa : int32_t { FDC_BASELINE = 0, FDC_AVX2 = 1, FDC_AVX512 = 2, FDC_AVX512_BF16 = 3 };
-enum fdc_status : int64_t { FDC_OK = 0, FDC_NO_MEMORY = -1, FDC_NO_ISA = -2 };  // > 0: 1 + the row that is wrong
+// > 0: 1 + the row that is wrong
+enum fdc_status : int64_t { FDC_OK = 0, FDC_NO_MEMORY = -1, FDC_NO_ISA = -2, FDC_BAD_SHAPE = -3 };
 
 struct fdc_visible_noise_args {
     const void* pixels;       // (pixel_count, channels) of pixel_dtype
@@ -27,18 +28,19 @@ struct fdc_visible_noise_args {
 };
 
 struct fdc_strided {
-    const void* data;            // (batch, tokens, heads, head_dim) of dtype, the last axis contiguous
+    void* data;                  // (batch, tokens, heads, head_dim) of dtype, the last axis contiguous
     int64_t batch, token, head;  // strides in elements
 };
 
 struct fdc_short_attention_args {
-    fdc_strided q, k, v, grad_out;   // grad_out: backward only
-    const int64_t* lengths;          // (batch): how many keys of each sample count; null: all
-    void* out;                       // out of the forward: (batch, queries, heads, head_dim) of dtype
-    float* stats;                    // (batch, heads, queries, 2): of each row the largest score and 1 / sum of
-                                     // weights; the forward writes it, the backward reads it
-    void *grad_q, *grad_k, *grad_v;  // out of the backward: shapes of q, k, v, contiguous
-    int64_t batch, heads, queries, keys, head_dim;
+    fdc_strided q, k, v;
+    fdc_strided out;                     // written by the forward, read by the backward
+    fdc_strided grad_out;                // read by the backward
+    fdc_strided grad_q, grad_k, grad_v;  // written by the backward
+    const int64_t* lengths;              // (batch): how many keys of each sample count; null: all
+    float* stats;                        // (batch, heads, queries, 2): of each row what was subtracted from the scores
+                                         // and 1 / sum of weights; the forward writes it, the backward reads it
+    int64_t batch, heads, queries, keys, head_dim;  // keys up to 256, head_dim 8, 16, ... 64
     float scale;
     int32_t dtype, threads, isa;
 };

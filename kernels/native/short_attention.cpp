@@ -1,5 +1,5 @@
 // short_attention for one instruction set (FDC_ISA), forward and backward: one (sample, head) at a time, all of it in
-// the first cache. The lanes of a register are keys while scores are computed, and channels of the head where rows of
+// the first caches. The lanes of a register are keys while scores are computed, and channels of the head where rows of
 // keys, values or queries are summed. The semantics are those of kernels/reference.py.
 #include "short_attention.h"
 #if defined(__AVX512BF16__)
@@ -8,45 +8,80 @@
 
 namespace {
 
-// (n, width) with row stride `stride` to (n, padded) floats times `factor`, zero behind `width`.
+const float ONE = 1.0f;
+// Scores of a magnitude up to this go into exp as they are; larger ones, after the largest of their row was subtracted.
+constexpr float PLAIN_SCORE = 16.0f;
+
+// The first `left` channels of a row, as many as a register holds; zero behind them. And back.
 template <class T>
-void pack(const typename T::Stored* from, int64_t stride, int64_t n, int64_t width, int64_t padded, float factor,
-          float* to) {
-    for (int64_t i = 0; i < n; ++i, from += stride, to += padded) {
-        int64_t d = 0;
-        for (; d + VEC <= width; d += VEC) store(to + d, T::load(from + d) * factor);
-        if (d < padded) {
-            typename T::Stored rest[VEC] = {};
-            std::memcpy(rest, from + d, size_t(width > d ? width - d : 0) * sizeof(*from));
-            for (; d < padded; d += VEC) {
-                store(to + d, T::load(rest) * factor);
-                std::memset(rest, 0, sizeof(rest));
-            }
-        }
-    }
+FDC_INLINE Vec read(const Stored<T>* row, int64_t left) {
+    if (left >= VEC) return T::load(row);
+    Stored<T> rest[VEC] = {};
+    if (left > 0) std::memcpy(rest, row, size_t(left) * sizeof(*row));
+    return T::load(rest);
+}
+template <class T>
+FDC_INLINE void write(Stored<T>* row, int64_t left, Vec v) {
+    if (left >= VEC) return T::store(row, v);
+    Stored<T> whole[VEC];
+    T::store(whole, v);
+    if (left > 0) std::memcpy(row, whole, size_t(left) * sizeof(*row));
 }
 
-// (n, padded) to (width, columns); columns from n on become zero.
-void turn(const float* from, int64_t n, int64_t padded, int64_t width, int64_t columns, float* to) {
-    for (int64_t j = 0; j < columns; j += VEC)
-        for (int64_t d = 0; d < width; d += VEC) {
+// (n, width) with row stride `stride` to (n, padded) floats, row i times factors[i * step]; zero behind `width`.
+template <class T>
+void pack(const Stored<T>* from, int64_t stride, int64_t n, int64_t width, int64_t padded, const float* factors,
+          int64_t step, float* to) {
+    for (int64_t d = 0; d < padded; d += VEC, from += VEC, to += VEC)
+        if (d + VEC <= width)
+            for (int64_t i = 0; i < n; ++i) store(to + i * padded, T::load(from + i * stride) * factors[i * step]);
+        else
+            for (int64_t i = 0; i < n; ++i)
+                store(to + i * padded, read<T>(from + i * stride, width - d) * factors[i * step]);
+}
+
+// (n, width) with row stride `stride` to (width, columns) floats; columns from n on become zero.
+template <class T>
+void turn(const Stored<T>* from, int64_t stride, int64_t n, int64_t width, int64_t columns, float* to) {
+    for (int64_t d = 0; d < width; d += VEC)
+        for (int64_t j = 0; j < columns; j += VEC) {
+            const Stored<T>* const row = from + j * stride + d;
             Vec tile[VEC];
+            if (j + VEC <= n && d + VEC <= width) {
 #pragma GCC unroll 16
-            for (int i = 0; i < VEC; ++i) tile[i] = j + i < n ? load(from + (j + i) * padded + d) : Vec{};
+                for (int i = 0; i < VEC; ++i) tile[i] = T::load(row + i * stride);
+            } else {
+#pragma GCC unroll 16
+                for (int i = 0; i < VEC; ++i) tile[i] = j + i < n ? read<T>(row + i * stride, width - d) : Vec{};
+            }
             transpose(tile);
-            for (int i = 0; i < VEC && d + i < width; ++i) store(to + (d + i) * columns + j, tile[i]);
+#pragma GCC unroll 16
+            for (int i = 0; i < VEC; ++i)
+                if (d + i < width) store(to + (d + i) * columns + j, tile[i]);
         }
 }
 
 // One (sample, head): sizes and the work space of its thread.
 struct Job {
-    int64_t queries, keys, columns, width, padded;  // columns: keys rounded up to registers, padded: width likewise
-    float *q, *k, *v, *g;                           // packed rows
-    float *kt, *vt;                                 // keys and values turned
-    float *p, *ds;                                  // weights (of a block in the forward), gradients of the scores
-    Int last;                                       // lanes of the last register that hold keys
+    int64_t keys, columns, width, padded;  // columns: keys rounded up to registers, padded: width likewise
+    float *q, *k, *v, *g;                  // packed rows
+    float *kt, *vt;                        // keys and values turned
+    float *p, *ds;                         // weights (of a block in the forward), gradients of the scores
+    float* lanes;                          // (ROWS, VEC) of a block: sums of weights, lane by lane
+    Int last;                              // lanes of the last register that hold keys
     void* memory;
 };
+
+void* allocate(const Args& a, Job& job, bool backward) {
+    job.width = a.head_dim;
+    job.padded = round_up(a.head_dim, VEC * SPAN);
+    const int64_t turned = round_up(a.keys, VEC) * job.width;
+    const int64_t rows_q = a.queries * job.padded, rows_k = a.keys * job.padded;
+    const Piece pieces[] = {{&job.q, rows_q}, {&job.kt, turned}, {&job.lanes, ROWS * VEC},
+                            {&job.p, (backward ? a.queries : ROWS) * PITCH}, {backward ? &job.k : &job.v, rows_k},
+                            {&job.g, rows_q}, {&job.vt, turned}, {&job.ds, a.queries * PITCH}};
+    return allocate_pieces(pieces, backward ? 8 : 5);
+}
 
 // acc[r][c] = sum over d of rows[r][d] * columns[d][key .. ].
 template <int R, int C>
@@ -68,11 +103,10 @@ FDC_INLINE void products(const Job& job, const float* rows, const float* columns
     }
 }
 
-// acc[r] = sum over i of weights[r * across + i * along] * rows[i][d ..]; two partial sums hide the latency of fma
+// acc[r] = sum over i of weights[r * ACROSS + i * ALONG] * rows[i][d ..]; two partial sums hide the latency of fma
 // and lose fewer bits than one.
-template <int R>
-FDC_INLINE void combine(const Job& job, const float* weights, int64_t across, int64_t along, int64_t n,
-                        const float* rows, Vec (&acc)[R][SPAN]) {
+template <int R, int64_t ACROSS, int64_t ALONG>
+FDC_INLINE void combine(const Job& job, const float* weights, int64_t n, const float* rows, Vec (&acc)[R][SPAN]) {
     constexpr int PARTS = WIDE ? 2 : 1;
     Vec part[PARTS][R][SPAN] = {};
     auto add = [&](int64_t i, int p) __attribute__((always_inline)) {
@@ -81,7 +115,7 @@ FDC_INLINE void combine(const Job& job, const float* weights, int64_t across, in
         for (int s = 0; s < SPAN; ++s) row[s] = load(rows + i * job.padded + s * VEC);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            const Vec w = splat(weights[r * across + i * along]);
+            const Vec w = splat(weights[r * ACROSS + i * ALONG]);
 #pragma GCC unroll 2
             for (int s = 0; s < SPAN; ++s) part[p][r][s] = fma(w, row[s], part[p][r][s]);
         }
@@ -98,193 +132,177 @@ FDC_INLINE void combine(const Job& job, const float* weights, int64_t across, in
             acc[r][s] = WIDE ? part[0][r][s] + part[PARTS - 1][r][s] : part[0][r][s];
 }
 
-bool allocate(const Args& a, Job& job, bool backward) {
-    job.width = a.head_dim;
-    job.padded = round_up(a.head_dim, VEC * SPAN);
-    const int64_t columns = round_up(a.keys, VEC), head = round_up(a.head_dim, VEC);
-    const int64_t rows_q = a.queries * job.padded, rows_k = columns * job.padded;
-    const int64_t turned = columns * head, weights = (backward ? a.queries : ROWS) * columns;
-    const int64_t sizes[] = {rows_q, rows_k, rows_k, turned, weights, rows_q, turned, weights};
-    float** const pieces[] = {&job.q, &job.k, &job.v, &job.kt, &job.p, &job.g, &job.vt, &job.ds};
-    const int count = backward ? 8 : 5;
-    int64_t total = 0;
-    for (int i = 0; i < count; ++i) total += round_up(sizes[i], 16);
-    job.memory = std::aligned_alloc(64, size_t(total) * sizeof(float));
-    if (!job.memory) return false;
-    float* next = static_cast<float*>(job.memory);
-    for (int i = 0; i < count; ++i) {
-        *pieces[i] = next;
-        next += round_up(sizes[i], 16);
+// The sums of `combine` for R rows, each times its factor, written from row `first` of a head on.
+template <class T, int64_t ACROSS, int64_t ALONG, int R>
+FDC_INLINE void write_sums(const Job& job, const float* weights, int64_t n, const float* rows,
+                           const float (&factors)[R], Stored<T>* to, int64_t stride) {
+    for (int64_t d = 0; d < job.padded; d += VEC * SPAN) {
+        Vec acc[R][SPAN];
+        combine<R, ACROSS, ALONG>(job, weights, n, rows + d, acc);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+            for (int s = 0; s < SPAN; ++s) {
+                const int64_t channel = d + s * VEC;
+                write<T>(to + r * stride + channel, job.width - channel, acc[r][s] * factors[r]);
+            }
     }
-    return true;
 }
 
-template <class T, int R>
-FDC_INLINE void forward_block(const Job& job, int64_t first, typename T::Stored* out, int64_t out_stride,
-                              float* stats) {
-    Vec top[R], total[R];
+// Weights exp(score) of R queries, their sums lane by lane; false where a score is too large for that.
+template <int R>
+FDC_INLINE bool plain_weights(const Job& job, const float* queries) {
+    Vec largest = {};
+    for_chunks(job.columns, [&](auto chunk, int64_t key) {
+        constexpr int C = decltype(chunk)::value;
+        Vec acc[R][C];
+        products<R, C>(job, queries, job.kt + key, acc);
+        store_rows(acc, job.p + key);
+        const Int last = key + C * VEC == job.columns ? job.last : Int{} - 1;
+        // In variables of their own: the compiler takes every store for a possible change of `job`.
+        float *row = job.p + key, *lanes = job.lanes;
+        for (int r = 0; r < R; ++r, row += PITCH, lanes += VEC) {
+            Vec total = key ? load(lanes) : Vec{};
+#pragma GCC unroll 3
+            for (int c = 0; c < C; ++c) {
+                const Vec score = load(row + c * VEC);
+                largest = larger_magnitude(score, largest);
+                const Vec x = exponential(score), weight = c == C - 1 ? (last ? x : Vec{}) : x;
+                store(row + c * VEC, weight);
+                total += weight;
+            }
+            store(lanes, total);
+        }
+    });
+    return !any_above(largest, PLAIN_SCORE);
+}
+
+// Weights exp(score - largest score of the row) of R queries, their sums lane by lane.
+template <int R>
+__attribute__((noinline)) void shifted_weights(const Job& job, const float* queries, float (&most)[R]) {
+    Vec top[R];
     const Vec lowest = splat(-std::numeric_limits<float>::infinity());
-#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) top[r] = lowest;
     for_chunks(job.columns, [&](auto chunk, int64_t key) {
         constexpr int C = decltype(chunk)::value;
         Vec acc[R][C];
-        products<R, C>(job, job.q + first * job.padded, job.kt + key, acc);
-        const bool end = key + C * VEC == job.columns;
+        products<R, C>(job, queries, job.kt + key, acc);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            if (end) acc[r][C - 1] = job.last ? acc[r][C - 1] : lowest;
-            Vec most = acc[r][0];
+            if (key + C * VEC == job.columns) acc[r][C - 1] = job.last ? acc[r][C - 1] : lowest;
 #pragma GCC unroll 3
-            for (int c = 0; c < C; ++c) {
-                store(job.p + r * job.columns + key + c * VEC, acc[r][c]);
-                most = larger(most, acc[r][c]);
-            }
-            top[r] = larger(top[r], most);
+            for (int c = 0; c < C; ++c) top[r] = larger(top[r], acc[r][c]);
         }
+        store_rows(acc, job.p + key);
     });
-    float most[R], sum[R], inverse[R];
     fold<Max>(top, most);
-#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-        const Vec shift = splat(most[r]);
-        total[r] = Vec{};
-        float* row = job.p + r * job.columns;
-        for (int64_t j = 0; j < job.columns; j += VEC) {
-            const Vec p = exp_negative(load(row + j) - shift);
-            store(row + j, p);
-            total[r] += p;
+        Vec total = {};
+        for (float* x = job.p + r * PITCH; x < job.p + r * PITCH + job.columns; x += VEC) {
+            const Vec weight = exponential(not_below(-110, load(x) - splat(most[r])));
+            store(x, weight);
+            total += weight;
         }
-    }
-    fold<Add>(total, sum);
-    for (int r = 0; r < R; ++r) {
-        inverse[r] = 1.0f / sum[r];
-        stats[2 * (first + r)] = most[r];
-        stats[2 * (first + r) + 1] = inverse[r];
-    }
-    for (int64_t d = 0; d < job.padded; d += VEC * SPAN) {
-        Vec acc[R][SPAN];
-        combine<R>(job, job.p, job.columns, 1, job.keys, job.v + d, acc);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-            for (int s = 0; s < SPAN; ++s)
-                write<T>(out + (first + r) * out_stride, job.width, d + s * VEC, acc[r][s] * inverse[r]);
+        store(job.lanes + r * VEC, total);
     }
 }
 
 // Sets the sizes of a sample and packs what both directions read.
 template <class T>
 void begin(const Args& a, int64_t sample, int64_t head, Job& job) {
-    const int64_t length = a.lengths ? a.lengths[sample] : a.keys;
-    job.queries = a.queries;
-    job.keys = length < 0 ? 0 : length < a.keys ? length : a.keys;
-    job.columns = round_up(job.keys, VEC);
-    job.last = lane_numbers() < int32_t(job.keys - (job.columns - VEC));
-    pack<T>(at<T>(a.q, sample, head), a.q.token, job.queries, job.width, job.padded, a.scale, job.q);
-    pack<T>(at<T>(a.k, sample, head), a.k.token, job.keys, job.width, job.padded, 1.0f, job.k);
-    pack<T>(at<T>(a.v, sample, head), a.v.token, job.keys, job.width, job.padded, 1.0f, job.v);
-    turn(job.k, job.keys, job.padded, job.width, job.columns, job.kt);
+    set_keys(a, sample, job);
+    pack<T>(at<T>(a.q, sample, head), a.q.token, a.queries, job.width, job.padded, &a.scale, 0, job.q);
+    turn<T>(at<T>(a.k, sample, head), a.k.token, job.keys, job.width, job.columns, job.kt);
 }
 
 template <class T>
 void forward(const Args& a, int64_t sample, int64_t head, Job& job) {
     begin<T>(a, sample, head, job);
-    const int64_t stride = a.heads * a.head_dim;
-    auto* const out = place<T>(a, a.out, a.queries, sample, head);
-    float* stats = a.stats + (sample * a.heads + head) * a.queries * 2;
+    pack<T>(at<T>(a.v, sample, head), a.v.token, job.keys, job.width, job.padded, &ONE, 0, job.v);
+    Stored<T>* const out = at<T>(a.out, sample, head);
+    float* const stats = a.stats + (sample * a.heads + head) * a.queries * 2;
     if (job.keys == 0) return write_nothing<T>(a, out, stats);
-    for_blocks(job.queries, [&](auto r, int64_t first) {
-        forward_block<T, decltype(r)::value>(job, first, out, stride, stats);
+    for_blocks(a.queries, [&](auto rows, int64_t first) {
+        constexpr int R = decltype(rows)::value;
+        const float* const queries = job.q + first * job.padded;
+        float most[R] = {}, inverse[R];
+        if (!plain_weights<R>(job, queries)) shifted_weights<R>(job, queries, most);
+        fold_rows(job.lanes, inverse);
+        for (int r = 0; r < R; ++r) {
+            stats[2 * (first + r)] = most[r];
+            stats[2 * (first + r) + 1] = inverse[r] = 1.0f / inverse[r];
+        }
+        write_sums<T, PITCH, 1>(job, job.p, job.keys, job.v, inverse, out + first * a.out.token, a.out.token);
     });
 }
 
-// Weights and gradients of scores of queries first .. first + R - 1; gradient of q.
-// The gradient of the output was divided by the row sums as it was packed: the weights here are not normalised.
+// delta of R queries, which the softmax takes off the gradients of weights: output times its gradient, summed.
 template <class T, int R>
-FDC_INLINE void backward_block(const Job& job, int64_t first, float scale, const float* stats,
-                               typename T::Stored* grad_q, int64_t stride) {
-    float* const p = job.p + first * job.columns;
-    float* const ds = job.ds + first * job.columns;
-    Vec delta[R];
+FDC_INLINE void deltas(const Job& job, const float* g, const Stored<T>* out, int64_t stride,
+                               float (&delta)[R]) {
+    Vec terms[R] = {};
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) delta[r] = Vec{};
+    for (int r = 0; r < R; ++r)
+        for (int64_t d = 0; d < job.width; d += VEC)
+            terms[r] = fma(load(g + r * job.padded + d), read<T>(out + r * stride + d, job.width - d), terms[r]);
+    fold<Add>(terms, delta);
+}
+
+// Weights of R queries and the gradients of their scores. The gradient of the output was divided by the row sums as it
+// was packed: the weights are not normalised.
+template <int R>
+FDC_INLINE void score_gradients(const Job& job, int64_t first, const float* stats, const float (&delta)[R]) {
     for_chunks(job.columns, [&](auto chunk, int64_t key) {
         constexpr int C = decltype(chunk)::value;
+        float *p = job.p + first * PITCH + key, *ds = job.ds + first * PITCH + key;
+        const Int last = key + C * VEC == job.columns ? job.last : Int{} - 1;
         Vec acc[R][C];
         products<R, C>(job, job.q + first * job.padded, job.kt + key, acc);
-        const bool end = key + C * VEC == job.columns;
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const Vec shift = splat(stats[2 * (first + r)]);
-#pragma GCC unroll 3
-            for (int c = 0; c < C; ++c) {
-                Vec x = exp_negative(acc[r][c] - shift);
-                if (end && c == C - 1) x = job.last ? x : Vec{};
-                store(p + r * job.columns + key + c * VEC, x);
-            }
-        }
+        store_rows(acc, p);
         products<R, C>(job, job.g + first * job.padded, job.vt + key, acc);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
+        store_rows(acc, ds);
+        for (int r = 0; r < R; ++r, p += PITCH, ds += PITCH)
 #pragma GCC unroll 3
             for (int c = 0; c < C; ++c) {
-                store(ds + r * job.columns + key + c * VEC, acc[r][c]);
-                delta[r] = fma(load(p + r * job.columns + key + c * VEC), acc[r][c], delta[r]);
+                const Vec x = exponential(not_below(-110, load(p + c * VEC) - splat(stats[2 * r])));
+                const Vec weight = c == C - 1 ? (last ? x : Vec{}) : x;
+                store(p + c * VEC, weight);
+                store(ds + c * VEC, weight * (load(ds + c * VEC) - splat(delta[r])));
             }
     });
-    float sum[R];
-    fold<Add>(delta, sum);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-        const Vec shift = splat(sum[r] * stats[2 * (first + r) + 1]);
-        float* const row = ds + r * job.columns;
-        for (int64_t j = 0; j < job.columns; j += VEC)
-            store(row + j, load(p + r * job.columns + j) * (load(row + j) - shift));
-    }
-    for (int64_t d = 0; d < job.padded; d += VEC * SPAN) {
-        Vec acc[R][SPAN];
-        combine<R>(job, ds, job.columns, 1, job.keys, job.k + d, acc);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-            for (int s = 0; s < SPAN; ++s)
-                write<T>(grad_q + (first + r) * stride, job.width, d + s * VEC, acc[r][s] * scale);
-    }
 }
 
 // to[j] = sum over the queries i of weights[i][j] * rows[i]; zero for keys that do not count.
 template <class T>
-void sum_queries(const Job& job, const float* weights, const float* rows, int64_t total,
-                 typename T::Stored* to, int64_t stride) {
-    for_blocks(job.keys, [&](auto r, int64_t first) {
-        constexpr int R = decltype(r)::value;
-        for (int64_t d = 0; d < job.padded; d += VEC * SPAN) {
-            Vec acc[R][SPAN];
-            combine<R>(job, weights + first, 1, job.columns, job.queries, rows + d, acc);
-#pragma GCC unroll 8
-            for (int j = 0; j < R; ++j)
-                for (int s = 0; s < SPAN; ++s)
-                    write<T>(to + (first + j) * stride, job.width, d + s * VEC, acc[j][s]);
-        }
+void sum_queries(const Args& a, const Job& job, const float* weights, const float* rows, Stored<T>* to,
+                 int64_t stride) {
+    for_blocks(job.keys, [&](auto keys, int64_t first) {
+        float ones[decltype(keys)::value];
+        for (float& x : ones) x = 1;
+        write_sums<T, 1, PITCH>(job, weights + first, a.queries, rows, ones, to + first * stride, stride);
     });
-    for (int64_t j = job.keys; j < total; ++j)
-        std::memset(to + j * stride, 0, size_t(job.width) * sizeof(*to));
+    for (int64_t j = job.keys; j < a.keys; ++j) std::memset(to + j * stride, 0, size_t(job.width) * sizeof(*to));
 }
 
 template <class T>
 void backward(const Args& a, int64_t sample, int64_t head, Job& job) {
     begin<T>(a, sample, head, job);
-    const int64_t stride = a.heads * a.head_dim;
-    const float* stats = a.stats + (sample * a.heads + head) * a.queries * 2;
-    const auto* g = at<T>(a.grad_out, sample, head);
-    for (int64_t i = 0; i < a.queries; ++i)
-        pack<T>(g + i * a.grad_out.token, 0, 1, job.width, job.padded, stats[2 * i + 1], job.g + i * job.padded);
-    turn(job.v, job.keys, job.padded, job.width, job.columns, job.vt);
-    auto* const grad_q = place<T>(a, a.grad_q, a.queries, sample, head);
-    for_blocks(a.queries, [&](auto r, int64_t first) {
-        backward_block<T, decltype(r)::value>(job, first, a.scale, stats, grad_q, stride);
+    const float* const stats = a.stats + (sample * a.heads + head) * a.queries * 2;
+    pack<T>(at<T>(a.grad_out, sample, head), a.grad_out.token, a.queries, job.width, job.padded, stats + 1, 2, job.g);
+    pack<T>(at<T>(a.k, sample, head), a.k.token, job.keys, job.width, job.padded, &ONE, 0, job.k);
+    turn<T>(at<T>(a.v, sample, head), a.v.token, job.keys, job.width, job.columns, job.vt);
+    const Stored<T>* const out = at<T>(a.out, sample, head);
+    Stored<T>* const grad_q = at<T>(a.grad_q, sample, head);
+    for_blocks(a.queries, [&](auto rows, int64_t first) {
+        constexpr int R = decltype(rows)::value;
+        float delta[R], scales[R];
+        for (float& x : scales) x = a.scale;
+        deltas<T>(job, job.g + first * job.padded, out + first * a.out.token, a.out.token, delta);
+        score_gradients(job, first, stats + 2 * first, delta);
+        write_sums<T, PITCH, 1>(job, job.ds + first * PITCH, job.keys, job.k, scales, grad_q + first * a.grad_q.token,
+                                a.grad_q.token);
     });
-    sum_queries<T>(job, job.p, job.g, a.keys, place<T>(a, a.grad_v, a.keys, sample, head), stride);
-    sum_queries<T>(job, job.ds, job.q, a.keys, place<T>(a, a.grad_k, a.keys, sample, head), stride);
+    sum_queries<T>(a, job, job.p, job.g, at<T>(a.grad_v, sample, head), a.grad_v.token);
+    sum_queries<T>(a, job, job.ds, job.q, at<T>(a.grad_k, sample, head), a.grad_k.token);
 }
 
 template <class T>

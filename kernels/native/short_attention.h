@@ -14,6 +14,10 @@ constexpr bool WIDE = VEC == 16;       // 32 registers instead of 16
 constexpr int ROWS = WIDE ? 8 : 4;     // queries computed together
 constexpr int CHUNK = 3;               // registers of keys computed together
 constexpr int SPAN = WIDE ? 1 : 2;     // registers of channels computed together
+constexpr int64_t MOST_KEYS = 256, MOST_CHANNELS = 64;
+// From one query's scores to the next one's: a constant, so that one pointer serves all rows of a block, and an odd
+// number of cache lines, so that rows lie in different sets.
+constexpr int64_t PITCH = MOST_KEYS + 16;
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
@@ -44,42 +48,73 @@ FDC_INLINE void for_chunks(int64_t columns, F&& f) {
     if (columns - key == VEC) f(std::integral_constant<int, 1>(), key);
 }
 
-// Channels d .. of one row, as far as there are any.
-template <class T>
-FDC_INLINE void write(typename T::Stored* to, int64_t width, int64_t d, Vec v) {
-    if (d + VEC <= width) return T::store(to + d, v);
-    typename T::Stored whole[VEC];
-    T::store(whole, v);
-    if (d < width) std::memcpy(to + d, whole, size_t(width - d) * sizeof(*to));
+// rows[r] = the registers of a block, row after row.
+template <int R, int C>
+FDC_INLINE void store_rows(const Vec (&block)[R][C], float* rows) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+        for (int c = 0; c < C; ++c) store(rows + r * PITCH + c * VEC, block[r][c]);
+}
+
+// Sums over the lanes of `R` registers that lie one behind the other.
+template <int R>
+FDC_INLINE void fold_rows(const float* lanes, float (&sum)[R]) {
+    Vec v[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) v[r] = load(lanes + r * VEC);
+    fold<Add>(v, sum);
 }
 
 template <class T>
-const typename T::Stored* at(const fdc_strided& x, int64_t sample, int64_t head) {
-    return static_cast<const typename T::Stored*>(x.data) + sample * x.batch + head * x.head;
+using Stored = typename T::Stored;
+
+// Where the rows of a head begin.
+template <class T>
+Stored<T>* at(const fdc_strided& x, int64_t sample, int64_t head) {
+    return static_cast<Stored<T>*>(x.data) + sample * x.batch + head * x.head;
 }
 
-// Where the rows of a head begin in a contiguous (batch, tokens, heads, head_dim) tensor.
-template <class T>
-typename T::Stored* place(const Args& a, void* base, int64_t tokens, int64_t sample, int64_t head) {
-    return static_cast<typename T::Stored*>(base) + (sample * tokens * a.heads + head) * a.head_dim;
+// The sizes that differ between samples: keys that count, rounded up to registers, and the lanes of the last one.
+template <class Job>
+void set_keys(const Args& a, int64_t sample, Job& job) {
+    const int64_t length = a.lengths ? a.lengths[sample] : a.keys;
+    job.keys = length < 0 ? 0 : length < a.keys ? length : a.keys;
+    job.columns = round_up(job.keys, VEC);
+    job.last = lane_numbers() < int32_t(job.keys - (job.columns - VEC));
 }
 
 // The output of a head without a single key: zero.
 template <class T>
-void write_nothing(const Args& a, typename T::Stored* out, float* stats) {
+void write_nothing(const Args& a, Stored<T>* out, float* stats) {
     std::memset(stats, 0, size_t(a.queries) * 2 * sizeof(float));
-    for (int64_t i = 0; i < a.queries; ++i)
-        std::memset(out + i * a.heads * a.head_dim, 0, size_t(a.head_dim) * sizeof(*out));
+    for (int64_t i = 0; i < a.queries; ++i) std::memset(out + i * a.out.token, 0, size_t(a.head_dim) * sizeof(*out));
+}
+
+// Work space of a thread, cut into pieces that begin at cache lines.
+struct Piece { void* pointer; int64_t words; };
+void* allocate_pieces(const Piece* pieces, int count) {
+    int64_t total = 0;
+    for (int i = 0; i < count; ++i) total += round_up(pieces[i].words, 16);
+    char* const memory = static_cast<char*>(std::aligned_alloc(64, size_t(total) * 4));
+    char* next = memory;
+    for (int i = 0; memory && i < count; ++i) {
+        std::memcpy(pieces[i].pointer, &next, sizeof(next));
+        next += round_up(pieces[i].words, 16) * 4;
+    }
+    return memory;
 }
 
 // Calls f(sample, head, job) for every head, each thread with its own job that `allocate` prepared.
 template <class Job, class F>
 int64_t for_heads(const Args& a, bool backward, F&& f) {
+    if (a.keys > MOST_KEYS || a.head_dim > MOST_CHANNELS || a.head_dim % 8) return FDC_BAD_SHAPE;
     bool complete = true;
 #pragma omp parallel num_threads(a.threads) reduction(&& : complete)
     {
         Job job = {};
-        complete = allocate(a, job, backward);
+        job.memory = allocate(a, job, backward);
+        complete = job.memory;
         // Every thread meets the loop, also one without memory; its share then stays unwritten and the call fails.
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < a.batch * a.heads; ++i)

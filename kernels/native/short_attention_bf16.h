@@ -8,6 +8,7 @@
 namespace {
 
 constexpr float LOG2E = 1.44269504088896341f;
+constexpr int64_t PITCH_WORDS = PITCH / 2;  // the same of rows of bfloat16
 
 typedef uint32_t Pair __attribute__((vector_size(64)));
 
@@ -16,10 +17,18 @@ FDC_INLINE void store_pairs(uint32_t* p, Pair v) { std::memcpy(p, &v, sizeof(v))
 FDC_INLINE Vec dot(Vec sum, uint32_t a, Pair b) {
     return Vec(_mm512_dpbf16_ps(__m512(sum), __m512bh(_mm512_set1_epi32(int32_t(a))), __m512bh(b)));
 }
-FDC_INLINE void write(uint16_t* to, int64_t width, int64_t d, Vec v) {
+// Channels of a row from d on, as far as there are any, that is 8 or 16; zero behind them. And back.
+FDC_INLINE Half read(const uint16_t* row, int64_t d, int64_t width) {
+    Half h = {};
+    if (d + VEC <= width) std::memcpy(&h, row + d, 32);
+    else std::memcpy(&h, row + d, 16);
+    return h;
+}
+FDC_INLINE Vec widen(Half h) { return Vec(__builtin_convertvector(h, Word) << 16); }
+FDC_INLINE void write(uint16_t* row, int64_t d, int64_t width, Vec v) {
     const __m256bh half = _mm512_cvtneps_pbh(__m512(v));
-    if (d + VEC <= width) std::memcpy(to + d, &half, 32);
-    else std::memcpy(to + d, &half, 16);
+    if (d + VEC <= width) std::memcpy(row + d, &half, 32);
+    else std::memcpy(row + d, &half, 16);
 }
 // Lane i: low half from a[i], high half from b[i], rounded; the rows, where asked for, get the two apart.
 FDC_INLINE Pair zip(Vec a, Vec b, uint16_t* row_a = nullptr, uint16_t* row_b = nullptr) {
@@ -34,81 +43,70 @@ FDC_INLINE Pair zip(Vec a, Vec b, uint16_t* row_a = nullptr, uint16_t* row_b = n
 
 // One (sample, head): sizes and the work space of its thread. `even`: queries rounded up; the added one is zero.
 struct PairJob {
-    int64_t queries, even, keys, columns, words, padded;
-    uint32_t *q, *k, *v, *g;                      // rows of words
-    uint32_t *kt, *vt;                            // keys and values turned: (words, columns)
+    int64_t even, keys, columns, words, padded;
+    uint32_t *q, *g;                                  // rows of words
+    uint32_t *kt, *vt;                                // keys and values turned: (words, columns)
     uint32_t *q_pairs, *k_pairs, *v_pairs, *g_pairs;  // (rows / 2, padded): two rows a word
-    uint32_t *p, *ds;                             // (even / 2, columns): weights, score gradients; two queries a word
-    uint16_t* rows;                               // (ROWS, columns) of a block, bfloat16
-    float *scores, *change;                       // (ROWS, columns) of a block
-    float* stats;                                 // (even, 2)
+    uint32_t *p, *ds;                                 // (even / 2, PITCH): weights, score gradients; two queries a word
+    uint16_t* rows;                                   // (ROWS, PITCH) of a block, bfloat16
+    float *scores, *change;                           // (ROWS, PITCH) of a block: scores or weights, their gradients
+    float* lanes;                                     // (ROWS, VEC) of a block: sums of weights, lane by lane
+    float* stats;                                     // (even, 2)
     Int last;
     void* memory;
 };
 
-bool allocate(const Args& a, PairJob& job, bool backward) {
-    job.queries = a.queries;
+void* allocate(const Args& a, PairJob& job, bool backward) {
     job.even = round_up(a.queries, 2);
     job.words = a.head_dim / 2;
     job.padded = round_up(a.head_dim, VEC);
-    const int64_t columns = round_up(a.keys, VEC), slack = 16;
-    const int64_t rows_q = job.even * job.words + slack, rows_k = columns * job.words + slack;
+    const int64_t columns = round_up(a.keys, VEC), weights = job.even / 2 * PITCH;
+    const int64_t rows_q = job.even * job.words, turned = job.words * columns;
     const int64_t pairs_q = job.even / 2 * job.padded, pairs_k = columns / 2 * job.padded;
-    const int64_t turned = job.words * columns, block = ROWS * columns, weights = job.even / 2 * columns;
-    struct { void* piece; int64_t size; } pieces[] = {
-        {&job.q, rows_q}, {&job.k, rows_k}, {&job.kt, turned}, {&job.v_pairs, pairs_k}, {&job.rows, block / 2},
-        {&job.scores, block}, {&job.stats, 2 * job.even}, {&job.v, rows_k}, {&job.g, rows_q}, {&job.vt, turned},
-        {&job.q_pairs, pairs_q}, {&job.k_pairs, pairs_k}, {&job.g_pairs, pairs_q}, {&job.p, weights},
-        {&job.ds, weights}, {&job.change, block}};
-    const int count = backward ? 16 : 7;
-    int64_t total = 0;
-    for (int i = 0; i < count; ++i) total += round_up(pieces[i].size, 16);
-    job.memory = std::aligned_alloc(64, size_t(total) * 4);
-    char* next = static_cast<char*>(job.memory);
-    for (int i = 0; job.memory && i < count; ++i) {
-        std::memcpy(pieces[i].piece, &next, sizeof(next));
-        next += round_up(pieces[i].size, 16) * 4;
-    }
-    return job.memory;
+    const Piece pieces[] = {
+        {&job.q, rows_q}, {&job.kt, turned}, {&job.rows, ROWS * PITCH_WORDS}, {&job.scores, ROWS * PITCH},
+        {&job.lanes, ROWS * VEC}, {backward ? &job.k_pairs : &job.v_pairs, pairs_k}, {&job.stats, 2 * job.even},
+        {&job.g, rows_q}, {&job.vt, turned}, {&job.q_pairs, pairs_q}, {&job.g_pairs, pairs_q}, {&job.p, weights},
+        {&job.ds, weights}, {&job.change, ROWS * PITCH}};
+    return allocate_pieces(pieces, backward ? 14 : 6);
 }
 
-// Channels d .. d + 15 of a row, zero behind its end; and back.
-FDC_INLINE Half read(const uint16_t* row, int64_t d, int64_t width) {
-    Half h = {};
-    if (d + VEC <= width) std::memcpy(&h, row + d, 32);
-    else std::memcpy(&h, row + d, 16);
-    return h;
-}
-FDC_INLINE void put(uint32_t* row, int64_t d, int64_t width, Half h) {
-    if (d + VEC <= width) std::memcpy(row + d / 2, &h, 32);
-    else std::memcpy(row + d / 2, &h, 16);
+// The queries' rows as they are, an added one as zeros.
+void pack_rows(const Args& a, const fdc_strided& x, int64_t sample, int64_t head, const PairJob& job, uint32_t* to) {
+    const uint16_t* const from = at<Bf16>(x, sample, head);
+    const int64_t words = job.words, stride = x.token;
+    for (int64_t d = 0; d < a.head_dim; d += VEC)
+        if (d + VEC <= a.head_dim)
+            for (int64_t i = 0; i < a.queries; ++i) std::memcpy(to + i * words + d / 2, from + i * stride + d, 32);
+        else
+            for (int64_t i = 0; i < a.queries; ++i) std::memcpy(to + i * words + d / 2, from + i * stride + d, 16);
+    if (a.queries < job.even) std::memset(to + a.queries * job.words, 0, size_t(job.words) * 4);
 }
 
-// n rows of a head as rows of words and as pairs of rows, a last odd row with a row of zeros; either may be null.
-void pack(const fdc_strided& x, int64_t sample, int64_t head, int64_t n, const PairJob& job, uint32_t* rows,
-          uint32_t* pairs) {
+// n rows of a head as pairs of rows, a last odd row with a row of zeros.
+void pack_pairs(const fdc_strided& x, int64_t sample, int64_t head, int64_t n, const PairJob& job, uint32_t* to) {
     const int64_t width = 2 * job.words;
-    for (int64_t i = 0; i < n; i += 2)
-        for (int64_t d = 0; d < width; d += VEC) {
+    for (int64_t d = 0; d < width; d += VEC)
+        for (int64_t i = 0; i < n; i += 2) {
             const uint16_t* const row = at<Bf16>(x, sample, head) + i * x.token;
-            const Half a = read(row, d, width), b = i + 1 < n ? read(row + x.token, d, width) : Half{};
-            if (rows) put(rows + i * job.words, d, width, a);
-            if (rows) put(rows + (i + 1) * job.words, d, width, b);
-            if (pairs)
-                store_pairs(pairs + i / 2 * job.padded + d,
-                            __builtin_convertvector(a, Pair) | __builtin_convertvector(b, Pair) << 16);
+            const Half first = read(row, d, width), second = i + 1 < n ? read(row + x.token, d, width) : Half{};
+            store_pairs(to + i / 2 * job.padded + d,
+                        __builtin_convertvector(first, Pair) | __builtin_convertvector(second, Pair) << 16);
         }
 }
 
-// (n, words) to (words, columns); columns from n on become zero.
-void turn(const uint32_t* from, int64_t n, const PairJob& job, uint32_t* to) {
-    const float* const rows = reinterpret_cast<const float*>(from);
+// n rows of a head to (words, columns); columns from n on become zero.
+void turn(const fdc_strided& x, int64_t sample, int64_t head, int64_t n, const PairJob& job, uint32_t* to) {
     float* const out = reinterpret_cast<float*>(to);
     for (int64_t j = 0; j < job.columns; j += VEC)
         for (int64_t w = 0; w < job.words; w += VEC / 2) {
+            const uint16_t* const row = at<Bf16>(x, sample, head) + j * x.token;
             Vec tile[VEC];
 #pragma GCC unroll 16
-            for (int i = 0; i < VEC; ++i) tile[i] = j + i < n ? load(rows + (j + i) * job.words + w) : Vec{};
+            for (int i = 0; i < VEC; ++i) {
+                const Half half = j + i < n ? read(row + i * x.token, 2 * w, 2 * job.words) : Half{};
+                tile[i] = Vec(_mm512_castsi256_si512(__m256i(half)));
+            }
             transpose(tile);  // of what the compiler keeps: half of it is never read
 #pragma GCC unroll 8
             for (int i = 0; i < VEC / 2; ++i)
@@ -134,10 +132,9 @@ FDC_INLINE void products(const PairJob& job, const uint32_t* rows, const uint32_
     }
 }
 
-// acc[r] = sum over i of the pair weights[r * across + i * along] times the pair of rows i.
-template <int R>
-FDC_INLINE void combine(const PairJob& job, const uint32_t* weights, int64_t across, int64_t along, int64_t n,
-                        const uint32_t* pairs, Vec (&acc)[R]) {
+// acc[r] = sum over i of the pair weights[r * ACROSS + i * ALONG] times the pair of rows i.
+template <int R, int64_t ACROSS, int64_t ALONG>
+FDC_INLINE void combine(const PairJob& job, const uint32_t* weights, int64_t n, const uint32_t* pairs, Vec (&acc)[R]) {
     Vec odd[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r] = odd[r] = Vec{};
@@ -146,184 +143,186 @@ FDC_INLINE void combine(const PairJob& job, const uint32_t* weights, int64_t acr
         const Pair a = load_pairs(pairs + i * job.padded), b = load_pairs(pairs + (i + 1) * job.padded);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            acc[r] = dot(acc[r], weights[r * across + i * along], a);
-            odd[r] = dot(odd[r], weights[r * across + (i + 1) * along], b);
+            acc[r] = dot(acc[r], weights[r * ACROSS + i * ALONG], a);
+            odd[r] = dot(odd[r], weights[r * ACROSS + (i + 1) * ALONG], b);
         }
     }
     if (i < n) {
         const Pair a = load_pairs(pairs + i * job.padded);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) acc[r] = dot(acc[r], weights[r * across + i * along], a);
+        for (int r = 0; r < R; ++r) acc[r] = dot(acc[r], weights[r * ACROSS + i * ALONG], a);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r] += odd[r];
 }
 
-FDC_INLINE const uint32_t* row_pairs(const PairJob& job) { return reinterpret_cast<const uint32_t*>(job.rows); }
-
-// Sizes of a sample; what both directions pack.
-void begin(const Args& a, int64_t sample, int64_t head, PairJob& job, bool backward) {
-    const int64_t length = a.lengths ? a.lengths[sample] : a.keys;
-    job.keys = length < 0 ? 0 : length < a.keys ? length : a.keys;
-    job.columns = round_up(job.keys, VEC);
-    job.last = lane_numbers() < int32_t(job.keys - (job.columns - VEC));
-    pack(a.q, sample, head, job.queries, job, job.q, backward ? job.q_pairs : nullptr);
-    pack(a.k, sample, head, job.keys, job, job.k, backward ? job.k_pairs : nullptr);
-    pack(a.v, sample, head, job.keys, job, backward ? job.v : nullptr, backward ? nullptr : job.v_pairs);
-    turn(job.k, job.keys, job, job.kt);
+// The sums of `combine` times a factor each, the first `count` of them written from row `to` on.
+template <int64_t ACROSS, int64_t ALONG, int R>
+FDC_INLINE void write_sums(const PairJob& job, const uint32_t* weights, int64_t n, const uint32_t* pairs,
+                           const float (&factors)[R], uint16_t* to, int64_t stride, int64_t count = R) {
+    for (int64_t d = 0; d < job.padded; d += VEC) {
+        Vec acc[R];
+        combine<R, ACROSS, ALONG>(job, weights, n, pairs + d, acc);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+            if (r < count) write(to + r * stride, d, 2 * job.words, acc[r] * factors[r]);
+    }
 }
 
+// Weights 2^(factor * score - the row's largest of it) of R queries in bfloat16, their sums lane by lane. The largest
+// is always taken off: its weight, often most of the sum, is then 1 and has no rounding error.
 template <int R>
-FDC_INLINE void forward_block(const Args& a, const PairJob& job, int64_t first, uint16_t* out, float* stats) {
-    Vec top[R], total[R];
-    const Vec lowest = splat(-std::numeric_limits<float>::infinity()), factor = splat(a.scale * LOG2E);
+FDC_INLINE void weights(const PairJob& job, const uint32_t* queries, float factor, float (&most)[R]) {
+    Vec top[R];
+    const Vec lowest = splat(-std::numeric_limits<float>::infinity());
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) top[r] = lowest;
     for_chunks(job.columns, [&](auto chunk, int64_t key) {
         constexpr int C = decltype(chunk)::value;
         Vec acc[R][C];
-        products<R, C>(job, job.q + first * job.words, job.kt + key, acc);
-        const bool end = key + C * VEC == job.columns;
+        products<R, C>(job, queries, job.kt + key, acc);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
             for (int c = 0; c < C; ++c) {
-                Vec x = acc[r][c] * factor;
-                if (end && c == C - 1) x = job.last ? x : lowest;
-                store(job.scores + r * job.columns + key + c * VEC, x);
-                top[r] = larger(top[r], x);
+                const Vec x = acc[r][c] * factor;
+                acc[r][c] = key + (c + 1) * VEC == job.columns ? (job.last ? x : lowest) : x;
+                top[r] = larger(top[r], acc[r][c]);
             }
+        store_rows(acc, job.scores + key);
     });
-    float most[R], sum[R];
     fold<Max>(top, most);
-    for (int r = 0; r < R; ++r) {
+    // In variables of their own: the compiler takes every store for a possible change of `job`.
+    const float* scores = job.scores;
+    float* lanes = job.lanes;
+    uint16_t* row = job.rows;
+    const int64_t columns = job.columns;
+    for (int r = 0; r < R; ++r, scores += PITCH, row += PITCH, lanes += VEC) {
         const Vec shift = splat(most[r]);
-        total[r] = Vec{};
-        for (int64_t j = 0; j < job.columns; j += VEC) {
-            const Vec p = exp2_negative(load(job.scores + r * job.columns + j) - shift);
-            const __m256bh half = _mm512_cvtneps_pbh(__m512(p));
-            std::memcpy(job.rows + r * job.columns + j, &half, 32);
-            total[r] += p;
+        Vec total = {};
+        for (int64_t j = 0; j < columns; j += VEC) {
+            const Vec weight = coarse_exponential2(not_below(-160, load(scores + j) - shift));
+            const __m256bh half = _mm512_cvtneps_pbh(__m512(weight));
+            std::memcpy(row + j, &half, 32);
+            total += weight;
         }
-    }
-    fold<Add>(total, sum);
-    for (int r = 0; r < R; ++r) {
-        stats[2 * (first + r)] = most[r];
-        stats[2 * (first + r) + 1] = sum[r] = 1.0f / sum[r];
-    }
-    for (int64_t d = 0; d < job.padded; d += VEC) {
-        Vec acc[R];
-        combine<R>(job, row_pairs(job), job.columns / 2, 1, (job.keys + 1) / 2, job.v_pairs + d, acc);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-            write(out + (first + r) * a.heads * a.head_dim, a.head_dim, d, acc[r] * sum[r]);
+        store(lanes, total);
     }
 }
 
 void forward(const Args& a, int64_t sample, int64_t head, PairJob& job) {
-    begin(a, sample, head, job, false);
-    uint16_t* const out = place<Bf16>(a, a.out, a.queries, sample, head);
+    set_keys(a, sample, job);
+    uint16_t* const out = at<Bf16>(a.out, sample, head);
     float* const stats = a.stats + (sample * a.heads + head) * a.queries * 2;
     if (job.keys == 0) return write_nothing<Bf16>(a, out, stats);
-    for_blocks(job.queries, [&](auto r, int64_t first) {
-        forward_block<decltype(r)::value>(a, job, first, out, stats);
+    pack_rows(a, a.q, sample, head, job, job.q);
+    pack_pairs(a.v, sample, head, job.keys, job, job.v_pairs);
+    turn(a.k, sample, head, job.keys, job, job.kt);
+    for_blocks(a.queries, [&](auto rows, int64_t first) {
+        constexpr int R = decltype(rows)::value;
+        float most[R], inverse[R];
+        weights<R>(job, job.q + first * job.words, a.scale * LOG2E, most);
+        fold_rows(job.lanes, inverse);
+        for (int r = 0; r < R; ++r) {
+            stats[2 * (first + r)] = most[r];
+            stats[2 * (first + r) + 1] = inverse[r] = 1.0f / inverse[r];
+        }
+        write_sums<PITCH_WORDS, 1>(job, reinterpret_cast<const uint32_t*>(job.rows), (job.keys + 1) / 2, job.v_pairs,
+                                   inverse, out + first * a.out.token, a.out.token);
     });
 }
 
-// Weights, gradients of scores and gradient of q of HALF pairs of queries from pair `first` on.
+// delta of HALF pairs of queries from pair `first` on, which the softmax takes off the gradients of weights: output
+// times its gradient, summed; of `count` queries, as the last pair may be half a one.
 template <int HALF>
-FDC_INLINE void backward_block(const Args& a, const PairJob& job, int64_t first, uint16_t* grad_q) {
-    constexpr int R = 2 * HALF;
-    const int64_t columns = job.columns;
-    const Vec factor = splat(a.scale * LOG2E);
-    const float* const stats = job.stats + 4 * first;
-    Vec delta[R];
+FDC_INLINE void deltas(const PairJob& job, int64_t first, const uint16_t* out, int64_t stride, int64_t count,
+                               float (&delta)[2 * HALF]) {
+    const int64_t width = 2 * job.words;
+    const uint16_t* g = reinterpret_cast<const uint16_t*>(job.g) + 2 * first * width;
+    Vec terms[2 * HALF] = {};
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) delta[r] = Vec{};
-    for_chunks(columns, [&](auto chunk, int64_t key) {
+    for (int r = 0; r < 2 * HALF; ++r, g += width)
+        for (int64_t d = 0; d < width && r < count; d += VEC)
+            terms[r] = fma(widen(read(g, d, width)), widen(read(out + r * stride, d, width)), terms[r]);
+    fold<Add>(terms, delta);
+}
+
+// Weights and gradients of scores of HALF pairs of queries from pair `first` on.
+template <int HALF>
+FDC_INLINE void score_gradients(const PairJob& job, int64_t first, float factor, const float (&delta)[2 * HALF]) {
+    constexpr int R = 2 * HALF;
+    const float* const stats = job.stats + 4 * first;
+    for_chunks(job.columns, [&](auto chunk, int64_t key) {
         constexpr int C = decltype(chunk)::value;
+        float *scores = job.scores + key, *change = job.change + key;
+        uint32_t *p = job.p + first * PITCH + key, *ds_pairs = job.ds + first * PITCH + key;
+        uint16_t* rows = job.rows + key;
+        const Int last = key + C * VEC == job.columns ? job.last : Int{} - 1;
         Vec acc[R][C];
         products<R, C>(job, job.q + 2 * first * job.words, job.kt + key, acc);
-        const bool end = key + C * VEC == columns;
-#pragma GCC unroll 4
-        for (int h = 0; h < HALF; ++h)
+        store_rows(acc, scores);
+        products<R, C>(job, job.g + 2 * first * job.words, job.vt + key, acc);
+        store_rows(acc, change);
+        const Vec times = splat(factor);
+        for (int h = 0; h < HALF; ++h) {
+            const Vec shift[2] = {splat(-stats[4 * h]), splat(-stats[4 * h + 2])};
+            const Vec inverse[2] = {splat(stats[4 * h + 1]), splat(stats[4 * h + 3])};
+            const Vec off[2] = {splat(delta[2 * h]), splat(delta[2 * h + 1])};
 #pragma GCC unroll 3
             for (int c = 0; c < C; ++c) {
-                Vec p[2];
+                Vec weight[2], ds[2];
 #pragma GCC unroll 2
                 for (int i = 0; i < 2; ++i) {
-                    const int r = 2 * h + i;
-                    p[i] = exp2_negative(acc[r][c] * factor - splat(stats[2 * r])) * stats[2 * r + 1];
-                    if (end && c == C - 1) p[i] = job.last ? p[i] : Vec{};
-                    store(job.scores + r * columns + key + c * VEC, p[i]);
+                    const Vec score = fma(load(scores + i * PITCH + c * VEC), times, shift[i]);
+                    const Vec x = coarse_exponential2(not_below(-160, score)) * inverse[i];
+                    weight[i] = c == C - 1 ? (last ? x : Vec{}) : x;
+                    ds[i] = weight[i] * (load(change + i * PITCH + c * VEC) - off[i]);
                 }
-                store_pairs(job.p + (first + h) * columns + key + c * VEC, zip(p[0], p[1]));
+                store_pairs(p + c * VEC, zip(weight[0], weight[1]));
+                store_pairs(ds_pairs + c * VEC, zip(ds[0], ds[1], rows + c * VEC, rows + PITCH + c * VEC));
             }
-        products<R, C>(job, job.g + 2 * first * job.words, job.vt + key, acc);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 3
-            for (int c = 0; c < C; ++c) {
-                store(job.change + r * columns + key + c * VEC, acc[r][c]);
-                delta[r] = fma(load(job.scores + r * columns + key + c * VEC), acc[r][c], delta[r]);
-            }
+            scores += 2 * PITCH, change += 2 * PITCH, rows += 2 * PITCH, p += PITCH, ds_pairs += PITCH;
+        }
     });
-    float sum[R];
-    fold<Add>(delta, sum);
-#pragma GCC unroll 4
-    for (int h = 0; h < HALF; ++h) {
-        const Vec shift[2] = {splat(sum[2 * h]), splat(sum[2 * h + 1])};
-        uint16_t* const rows = job.rows + 2 * h * columns;
-        for (int64_t j = 0; j < columns; j += VEC) {
-            Vec ds[2];
-#pragma GCC unroll 2
-            for (int i = 0; i < 2; ++i) {
-                const int64_t place = (2 * h + i) * columns + j;
-                ds[i] = load(job.scores + place) * (load(job.change + place) - shift[i]);
-            }
-            store_pairs(job.ds + (first + h) * columns + j, zip(ds[0], ds[1], rows + j, rows + columns + j));
-        }
-    }
-    for (int64_t d = 0; d < job.padded; d += VEC) {
-        Vec acc[R];
-        combine<R>(job, row_pairs(job), columns / 2, 1, (job.keys + 1) / 2, job.k_pairs + d, acc);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            if (2 * first + r == job.queries) break;
-            write(grad_q + (2 * first + r) * a.heads * a.head_dim, a.head_dim, d, acc[r] * a.scale);
-        }
-    }
 }
 
 // to[j] = factor * sum over the queries i of weights[i][j] * rows[i]; zero for keys that do not count.
 void sum_queries(const Args& a, const PairJob& job, const uint32_t* weights, const uint32_t* pairs, float factor,
-                 uint16_t* to) {
-    const int64_t stride = a.heads * a.head_dim;
-    for_blocks(job.keys, [&](auto r, int64_t first) {
-        constexpr int R = decltype(r)::value;
-        for (int64_t d = 0; d < job.padded; d += VEC) {
-            Vec acc[R];
-            combine<R>(job, weights + first, 1, job.columns, job.even / 2, pairs + d, acc);
-#pragma GCC unroll 8
-            for (int j = 0; j < R; ++j)
-                write(to + (first + j) * stride, a.head_dim, d, acc[j] * factor);
-        }
+                 uint16_t* to, int64_t stride) {
+    for_blocks(job.keys, [&](auto keys, int64_t first) {
+        float factors[decltype(keys)::value];
+        for (float& x : factors) x = factor;
+        write_sums<1, PITCH>(job, weights + first, job.even / 2, pairs, factors, to + first * stride, stride);
     });
     for (int64_t j = job.keys; j < a.keys; ++j) std::memset(to + j * stride, 0, size_t(a.head_dim) * 2);
 }
 
 void backward(const Args& a, int64_t sample, int64_t head, PairJob& job) {
-    begin(a, sample, head, job, true);
-    pack(a.grad_out, sample, head, job.queries, job, job.g, job.g_pairs);
-    turn(job.v, job.keys, job, job.vt);
-    // The query that makes the number even has weights exp(0) * 0.
+    set_keys(a, sample, job);
+    pack_rows(a, a.q, sample, head, job, job.q);
+    pack_rows(a, a.grad_out, sample, head, job, job.g);
+    pack_pairs(a.q, sample, head, a.queries, job, job.q_pairs);
+    pack_pairs(a.grad_out, sample, head, a.queries, job, job.g_pairs);
+    pack_pairs(a.k, sample, head, job.keys, job, job.k_pairs);
+    turn(a.k, sample, head, job.keys, job, job.kt);
+    turn(a.v, sample, head, job.keys, job, job.vt);
+    // The query that makes the number even has weights 2^0 * 0.
     job.stats[2 * job.even - 2] = job.stats[2 * job.even - 1] = 0;
     std::memcpy(job.stats, a.stats + (sample * a.heads + head) * a.queries * 2, size_t(a.queries) * 2 * sizeof(float));
+    const uint16_t* const out = at<Bf16>(a.out, sample, head);
+    uint16_t* const grad_q = at<Bf16>(a.grad_q, sample, head);
     for_blocks<ROWS / 2>(job.even / 2, [&](auto half, int64_t first) {
-        backward_block<decltype(half)::value>(a, job, first, place<Bf16>(a, a.grad_q, a.queries, sample, head));
+        constexpr int R = 2 * decltype(half)::value;
+        float delta[R], scales[R];
+        for (float& x : scales) x = a.scale;
+        const int64_t count = a.queries - 2 * first;
+        deltas<R / 2>(job, first, out + 2 * first * a.out.token, a.out.token, count, delta);
+        score_gradients<R / 2>(job, first, a.scale * LOG2E, delta);
+        write_sums<PITCH_WORDS, 1>(job, reinterpret_cast<const uint32_t*>(job.rows), (job.keys + 1) / 2, job.k_pairs,
+                                   scales, grad_q + 2 * first * a.grad_q.token, a.grad_q.token, count);
     });
-    sum_queries(a, job, job.p, job.g_pairs, 1, place<Bf16>(a, a.grad_v, a.keys, sample, head));
-    sum_queries(a, job, job.ds, job.q_pairs, a.scale, place<Bf16>(a, a.grad_k, a.keys, sample, head));
+    sum_queries(a, job, job.p, job.g_pairs, 1, at<Bf16>(a.grad_v, sample, head), a.grad_v.token);
+    sum_queries(a, job, job.ds, job.q_pairs, a.scale, at<Bf16>(a.grad_k, sample, head), a.grad_k.token);
 }
 
 int64_t run_forward_pairs(const Args& a) {

@@ -46,20 +46,12 @@ FDC_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 FDC_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 #endif
 
-// 2^(n + f), n a whole number in [-160, 0], f in [-1/2, 1/2] or a little beyond. What is below 2^-126 may become 0.
-FDC_INLINE Vec power_of_two(Vec n, Vec f) {
-    // Minimises the largest relative error, p(0) = 1 held: 3e-9.
-    Vec p = splat(0.0001532646274426952f);
-    p = fma(p, f, splat(0.0013390806270763278f));
-    p = fma(p, f, splat(0.009618505835533142f));
-    p = fma(p, f, splat(0.05550359934568405f));
-    p = fma(p, f, splat(0.24022647738456726f));
-    p = fma(p, f, splat(0.6931471824645996f));
-    p = fma(p, f, splat(1.0f));
+// x 2^n, n a whole number in [-160, 126], x in [1/2, 2]. What is below 2^-126 may become 0.
+FDC_INLINE Vec scale(Vec x, Vec n) {
 #if defined(__AVX512F__)
-    return Vec(_mm512_maskz_scalef_ps(0xffff, __m512(p), __m512(n)));
+    return Vec(_mm512_maskz_scalef_ps(0xffff, __m512(x), __m512(n)));
 #else
-    const Int bits = Int(p) + (__builtin_convertvector(n, Int) << 23);
+    const Int bits = Int(x) + (__builtin_convertvector(n, Int) << 23);
     return Vec(Int(n >= -126.0f) & bits);
 #endif
 }
@@ -71,17 +63,47 @@ FDC_INLINE Vec nearest(Vec x) {
     return (x + magic) - magic;
 #endif
 }
-// 2^x and e^x for x <= 0, minus infinity included; NaN stays NaN, since `larger` returns its second argument then.
-FDC_INLINE Vec exp2_negative(Vec x) {
-    x = larger(splat(-160.0f), x);
-    const Vec n = nearest(x);
-    return power_of_two(n, x - n);
+// 2^f, f in [-1/2, 1/2] or a little beyond; coefficients minimise the largest relative error, 2^0 = 1 held.
+FDC_INLINE Vec fine_power(Vec f) {  // 3e-9
+    Vec p = splat(0.0001532646274426952f);
+    p = fma(p, f, splat(0.0013390806270763278f));
+    p = fma(p, f, splat(0.009618505835533142f));
+    p = fma(p, f, splat(0.05550359934568405f));
+    p = fma(p, f, splat(0.24022647738456726f));
+    p = fma(p, f, splat(0.6931471824645996f));
+    return fma(p, f, splat(1.0f));
 }
-FDC_INLINE Vec exp_negative(Vec x) {
-    x = larger(splat(-110.0f), x);
+FDC_INLINE Vec coarse_power(Vec f) {  // 3e-6: for what is rounded to bfloat16
+    Vec p = splat(0.009582576341927052f);
+    p = fma(p, f, splat(0.05590682849287987f));
+    p = fma(p, f, splat(0.24024106562137604f));
+    p = fma(p, f, splat(0.6931241154670715f));
+    return fma(p, f, splat(1.0f));
+}
+// e^x for |x| up to 87, and for any x <= 0 once it went through `not_below`. NaN stays NaN.
+FDC_INLINE Vec exponential(Vec x) {
     // log2 e in two parts, so that the rest of x log2 e keeps its bits.
     const Vec log2e = splat(1.44269502162933349609375f), n = nearest(x * log2e);
-    return power_of_two(n, fma(x, splat(1.92596298909109e-8f), fma(x, log2e, -n)));
+    return scale(fine_power(fma(x, splat(1.92596298909109e-8f), fma(x, log2e, -n))), n);
+}
+// 2^x likewise, for what is rounded to bfloat16.
+FDC_INLINE Vec coarse_exponential2(Vec x) {
+    const Vec n = nearest(x);
+    return scale(coarse_power(x - n), n);
+}
+// The larger of x and a limit, minus infinity included; NaN stays NaN, since `larger` returns its second argument then.
+FDC_INLINE Vec not_below(float limit, Vec x) { return larger(splat(limit), x); }
+// Largest magnitude so far; NaN counts as nothing.
+FDC_INLINE Vec larger_magnitude(Vec x, Vec so_far) { return larger(Vec(Int(x) & 0x7fffffff), so_far); }
+FDC_INLINE bool any_above(Vec x, float limit) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(__m512(x), _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
+#else
+    const Int above = x > splat(limit);
+    int32_t any = 0;
+    for (int i = 0; i < VEC; ++i) any |= above[i];
+    return any != 0;
+#endif
 }
 
 // Lanes of a and b: lane i of the result is lane Index::of(i), counted on from a into b.

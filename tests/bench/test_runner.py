@@ -41,7 +41,8 @@ def test_every_case_has_its_rows(result: dict[str, Any]) -> None:
     for op, table in implementations("cpu").items():
         present = {row["impl"] for row in result["rows"] if row["case"] == op}
         if op in expected:
-            assert {impl for impl, state in table.items() if state == "ok"} <= present
+            ready = {impl for impl, state in table.items() if state == "ok"}
+            assert ready - {"triton"} <= present and "triton" not in present  # interpreted, it is no figure
     for case in ("umd_step", "flc_step", "predict", "scene_read", "window_gather"):
         assert {row["impl"] for row in result["rows"] if row["case"] == case} == {"plain", "engine"}
 

@@ -62,16 +62,29 @@ def test_separable_classes(name: str, shots: int) -> None:
     test, truth = clouds(20, seed=1)
     for kind in ("pixel", "window"):
         inputs = centre_and_mean_features(train)[kind], labels, centre_and_mean_features(test)[kind]
-        predicted = predict_baseline(name, *inputs, seed=3)
-        assert score(truth, predicted, [2, 4, 6]).oa > 85.0
-        np.testing.assert_array_equal(predicted, predict_baseline(name, *inputs, seed=3))
+        predicted, ranking = predict_baseline(name, *inputs, seed=3)
+        assert score(truth, predicted, [2, 4, 6]).oa > 85.0 and ranking is None
+        np.testing.assert_array_equal(predicted, predict_baseline(name, *inputs, seed=3)[0])
+
+
+@pytest.mark.parametrize("name", ["svm", "extratrees"])
+@pytest.mark.parametrize("shots", [1, 6])
+def test_two_classes_are_ranked(name: str, shots: int) -> None:
+    train, labels = clouds(shots, classes=2)
+    test, truth = clouds(20, classes=2, seed=1)
+    features = [centre_and_mean_features(part)["window"] for part in (train, test)]
+    predicted, ranking = predict_baseline(name, features[0], labels, features[1])
+    assert ranking is not None and ranking.dtype == np.float64
+    assert ranking[predicted == 4].min() >= ranking[predicted == 2].max()
+    assert score(truth, predicted, [2, 4], ranking).auc > 95.0
+    assert predict_baseline("1nn", features[0], labels, features[1])[1] is None
 
 
 def test_nearest_neighbour_by_definition() -> None:
     rng = np.random.default_rng(4)
     train, test, labels = rng.normal(size=(9, 5)), rng.normal(size=(40, 5)), rng.integers(1, 4, 9)
     nearest = ((test[:, None] - train[None]) ** 2).sum(-1).argmin(1)
-    np.testing.assert_array_equal(predict_baseline("1nn", train, labels, test), labels[nearest])
+    np.testing.assert_array_equal(predict_baseline("1nn", train, labels, test)[0], labels[nearest])
 
 
 def test_svm_searches_only_where_every_class_has_three() -> None:
@@ -86,9 +99,9 @@ def test_svm_searches_only_where_every_class_has_three() -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_one_class_constant_features_and_no_test(name: str) -> None:
     train, test = np.ones((4, 3)), np.zeros((2, 3))
-    np.testing.assert_array_equal(predict_baseline(name, train, np.full(4, 9), test), [9, 9])
-    assert set(predict_baseline(name, np.ones((6, 3)), np.repeat([1, 2], 3), test)) <= {1, 2}
-    assert predict_baseline(name, train, np.array([1, 1, 2, 2]), np.empty((0, 3))).shape == (0,)
+    np.testing.assert_array_equal(predict_baseline(name, train, np.full(4, 9), test)[0], [9, 9])
+    assert set(predict_baseline(name, np.ones((6, 3)), np.repeat([1, 2], 3), test)[0]) <= {1, 2}
+    assert predict_baseline(name, train, np.array([1, 1, 2, 2]), np.empty((0, 3)))[0].shape == (0,)
 
 
 @pytest.mark.parametrize("side", [1, 3, 5, 11])
@@ -178,5 +191,5 @@ def test_salinas_a_halves(real_data: Path) -> None:
         train.append((rows[chosen], cols[chosen]))
         test.append((rows[second], cols[second]))
     (train_at, test_at) = (tuple(np.concatenate(axis) for axis in zip(*part, strict=True)) for part in (train, test))
-    predicted = predict_baseline("svm", values[train_at], truth[train_at], values[test_at])
+    predicted, _ = predict_baseline("svm", values[train_at], truth[train_at], values[test_at])
     assert score(truth[test_at], predicted, np.unique(truth[truth > 0]).tolist()).aa > 85.0

@@ -102,6 +102,33 @@ def test_one_run_has_no_spread() -> None:
     assert summary["oa_sd"] is None and summary["kappa_mean"] == 100.0
 
 
+def test_two_classes_as_medicine_counts_them() -> None:
+    true = np.array([1, 1, 1, 2, 2, 1])
+    predicted = np.array([1, 1, 2, 2, 0, 1])
+    ranking = np.array([0.1, 0.6, 0.6, 0.9, 0.3, 0.2])
+    scores = score(true, predicted, [2, 1], ranking)  # the positive class is the larger value, in whatever order
+    pairs = [(0.5 if p == n else float(p > n)) for p in ranking[true == 2] for n in ranking[true == 1]]
+    assert scores.binary() == pytest.approx({"acc": 400 / 6, "auc": 100 * np.mean(pairs), "se": 50.0, "sp": 75.0})
+    assert scores.to_dict()["se"] == 50.0 and "se" not in score(true, predicted, [1, 2, 3]).to_dict()
+    without = score(true, predicted, [1, 2])
+    assert math.isnan(without.auc) and without.to_dict()["auc"] is None
+    summary = summarise([scores, score(true, true, [1, 2], true.astype(float))])
+    assert summary["se_mean"] == pytest.approx(75.0) and summary["auc_mean"] == pytest.approx(50 + scores.auc / 2)
+    assert summary["acc_mean"] == summary["oa_mean"] and summary["sp_sd"] == pytest.approx(25 / math.sqrt(2))
+    summary = summarise([scores, without])
+    assert summary["auc_mean"] is None and summary["auc_sd"] is None and summary["se_sd"] == 0.0
+    json.dumps(summary, allow_nan=False)
+
+
+def test_a_curve_needs_both_classes() -> None:
+    assert math.isnan(score(np.array([2, 2]), np.array([2, 1]), [1, 2], np.array([0.2, 0.1])).auc)
+    for ranking in (np.array([0.1]), np.array([0.1, np.nan])):
+        with pytest.raises(UsageError, match="one finite number per pixel"):
+            score(np.array([1, 2]), np.array([1, 2]), [1, 2], ranking)
+    with pytest.raises(UsageError, match="goes with two classes"):
+        score(np.array([1, 2]), np.array([1, 2]), [1, 2, 3], np.array([0.1, 0.2]))
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(UsageError, match="one length"):
         score(np.array([1, 2]), np.array([1]), [1, 2])

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastdiffclip.commands.views import show_evaluation
 from fastdiffclip.config import Config
 from fastdiffclip.errors import InputDataError, UsageError
 from fastdiffclip.evaluate import runner
-from fastdiffclip.evaluate.runner import Contest, Plan, evaluate, held_out, predict_centres, scene_title
+from fastdiffclip.evaluate.metrics import BINARY
+from fastdiffclip.evaluate.runner import Contest, Plan, evaluate, held_out, log_odds, predict_centres, scene_title
 from fastdiffclip.scene.labelled import labelled_pixels
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.train.flc import FlcResult, window_source
@@ -44,7 +46,7 @@ def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     plain = Contest.run
 
-    def spy(self: Contest, method: str, *others: Any) -> np.ndarray:
+    def spy(self: Contest, method: str, *others: Any) -> Any:
         names.append(method)
         return plain(self, method, *others)
 
@@ -99,7 +101,7 @@ def test_no_method_trains_on_a_test_pixel(
         assert reads == [{tuple(c) for c in train.tolist()}]
         return result
 
-    def baseline(name: str, x: np.ndarray, y: np.ndarray, test: np.ndarray, *, seed: int) -> np.ndarray:
+    def baseline(name: str, x: np.ndarray, y: np.ndarray, test: np.ndarray, *, seed: int) -> Any:
         given.append((name, len(x), len(test)))
         assert np.array_equal(y, splits[seed].train_labels) and len(test) == len(splits[seed].test)
         return plain_baseline(name, x, y, test, seed=seed)
@@ -231,6 +233,34 @@ def test_held_out_figures(flc_run: FlcResult, small_scene: Scene, small_config: 
         split.test
     )
     assert scores.aa > 80
+
+
+def test_two_classes_have_the_figures_of_medicine(
+    run: Callable[..., list[dict[str, Any]]], small_scene: Scene, small_config: Config, small_umd: UmdResult,
+    trained_on: list[str], tmp_path: Path,
+) -> None:  # fmt: skip
+    plan = Plan(shots=(3,), seeds=2, baselines=("svm", "extratrees", "1nn", "linear"), classes=(1, 2))
+    rows = run(plan, out=tmp_path / "out")
+    assert all(set(row) == KEYS | {f"{k}_{s}" for k in BINARY for s in ("mean", "sd")} for row in rows)
+    for row in rows:
+        assert (row["auc_mean"] is None) == (row["method"] == "1nn")
+        assert row["acc_mean"] == row["oa_mean"] and (row["auc_mean"] or 100) > 80
+        assert (row["se_mean"], row["sp_mean"]) == pytest.approx((row["per_class"][2], row["per_class"][1]))
+    trained_on.clear()
+    assert run(plan, out=tmp_path / "out", resume=True) == rows and trained_on == []
+    result = evaluate([small_scene], plan, small_config, umd=small_umd, out=tmp_path / "out", resume=True, device="cpu")
+    summary = show_evaluation(result, tmp_path / "table")
+    assert any("accuracy of 'roof'" in note for note in summary["notes"])
+    table = (tmp_path / "table" / "table.md").read_text(encoding="utf-8").splitlines()
+    assert table[2].endswith("| kappa | AUC % | SE % | SP % |") and sum("| none |" in line for line in table) == 2
+
+
+def test_log_odds_tell_apart_what_rounds_to_certainty() -> None:
+    probabilities = np.array([[1.0, 1e-20], [1.0, 1e-30], [0.5, 0.5], [0.0, 1.0]], np.float32)
+    odds = log_odds(probabilities, [1, 2])
+    assert odds is not None and np.array_equal(np.argsort(odds), [1, 0, 2, 3]) and np.isfinite(odds).all()
+    assert np.array_equal(log_odds(probabilities, [9, 2]), -odds)
+    assert log_odds(np.ones((1, 3)) / 3, [1, 2, 3]) is None
 
 
 def test_all_shots_of_a_class(run: Callable[..., list[dict[str, Any]]]) -> None:

@@ -13,8 +13,11 @@ from hypothesis.extra import numpy as hnp
 from rasterio.crs import CRS
 
 from fastdiffclip.errors import InputDataError
+from fastdiffclip.infer import picture
 from fastdiffclip.infer.picture import EMPTY, MARGIN, _round_length, colour_map, reduce_map, write_class_png
 from fastdiffclip.infer.raster import class_colours
+from fastdiffclip.infer.rawfile import Layer, RawFile
+from fastdiffclip.infer.tiles import Rect
 from fastdiffclip.scene.store import ClassInfo
 
 CLASSES = [ClassInfo(1, "meadow"), ClassInfo(4, "costs $5 & $6"), ClassInfo(9, "absent")]
@@ -37,14 +40,14 @@ def test_every_map_pixel_is_a_crisp_square(tmp_path: Path) -> None:
         crs_wkt=utm,
         affine_transform=(2.0, 0.0, 4e5, 0.0, -2.0, 3e6),
     )
-    picture = read_png(path)
+    shown = read_png(path)
     table = np.zeros((10, 3), np.uint8)
     table[0] = EMPTY
     for value, rgb in class_colours(CLASSES).items():
         table[value] = rgb
     expected = table[class_map].repeat(20, axis=0).repeat(20, axis=1)
-    top = [np.array_equal(row[MARGIN : MARGIN + 1400], expected[0]) for row in picture].index(True)
-    np.testing.assert_array_equal(picture[top : top + 800, MARGIN : MARGIN + 1400], expected)
+    top = [np.array_equal(row[MARGIN : MARGIN + 1400], expected[0]) for row in shown].index(True)
+    np.testing.assert_array_equal(shown[top : top + 800, MARGIN : MARGIN + 1400], expected)
     assert os.listdir(tmp_path) == ["map.png"]
 
 
@@ -71,18 +74,47 @@ def test_any_shape_and_number_of_classes(tmp_path: Path, shape: tuple[int, int],
 )
 def test_reduction_by_definition(class_map: np.ndarray, max_pixels: int) -> None:
     small = reduce_map(class_map, max_pixels)
-    factor = class_map.shape[0] // small.shape[0]
-    while class_map.shape[0] // factor != small.shape[0] or class_map.shape[1] // factor != small.shape[1]:
-        factor -= 1
-    assert small.dtype == class_map.dtype and small.size >= 1
-    for row, col in np.ndindex(small.shape):
-        block = class_map[row * factor : (row + 1) * factor, col * factor : (col + 1) * factor]
-        assert small[row, col] == np.bincount(block.ravel()).argmax()
+    height, width = class_map.shape
+    assert small.dtype == class_map.dtype and 1 <= small.size <= max_pixels
+    down, across = factors(height, small.shape[0]), factors(width, small.shape[1])
+    shared = [factor for factor in down if factor in across]
+    assert shared or min(height, width) in (max(down), max(across))  # another factor only where one side is used up
+    down, across = ([shared[0]], [shared[0]]) if shared else (down, across)
+    assert any(small.tolist() == reduced(class_map, d, a) for d in down for a in across)
 
 
-def test_reduction_keeps_within_the_limit() -> None:
+def factors(side: int, small: int) -> list[int]:
+    """The factors that make ``small`` of ``side``."""
+    return [factor for factor in range(1, side + 1) if side // factor == small]
+
+
+def reduced(class_map: np.ndarray, down: int, across: int) -> list[list[int]]:
+    height, width = class_map.shape[0] // down, class_map.shape[1] // across
+    blocks = class_map[: height * down, : width * across].reshape(height, down, width, across)
+    return [[int(np.bincount(blocks[y, :, x].ravel()).argmax()) for x in range(width)] for y in range(height)]
+
+
+def test_reduction_keeps_within_the_limits() -> None:
     assert reduce_map(np.ones((1000, 700), np.uint8), 10_000).size <= 10_000
     assert reduce_map(np.ones((10, 7), np.uint8), 70).shape == (10, 7)
+    assert reduce_map(np.ones((1, 100_000), np.uint8), 4_000_000).shape == (1, 7692)
+    assert reduce_map(np.ones((9000, 3), np.uint8), 4_000_000).shape == (4500, 3)
+
+
+@pytest.mark.parametrize("shape", [(300, 70), (1, 40_000), (37, 1), (5, 5)])
+def test_a_raw_file_gives_the_picture_of_its_array(
+    tmp_path: Path, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picture, "ROWS_BYTES", 1000)  # a few rows at a time
+    class_map = np.random.default_rng(0).choice(np.array([0, 1, 4], np.uint8), shape)
+    with RawFile(tmp_path, Layer("classes", 1, "uint8"), *shape) as raw:
+        raw.write(Rect(0, shape[0], 0, shape[1]), class_map[None])
+        np.testing.assert_array_equal(reduce_map(raw, 900), reduce_map(class_map, 900))
+        files = [
+            write_class_png(tmp_path / name, found, classes=CLASSES, title="t", max_pixels=900)
+            for name, found in (("a.png", class_map), ("b.png", raw))
+        ]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_nodata_is_transparent() -> None:

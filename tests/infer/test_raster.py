@@ -19,6 +19,7 @@ from rasterio.enums import ColorInterp
 
 from fastdiffclip.errors import InputDataError, ResourceError, UsageError
 from fastdiffclip.infer import raster
+from fastdiffclip.infer.cog import commonest_of_four, nearest_of_four
 from fastdiffclip.infer.raster import (
     class_areas,
     class_colours,
@@ -26,6 +27,8 @@ from fastdiffclip.infer.raster import (
     write_class_map,
     write_probabilities,
 )
+from fastdiffclip.infer.rawfile import Layer, RawFile
+from fastdiffclip.infer.tiles import Rect
 from fastdiffclip.scene.store import ClassInfo
 
 UTM = CRS.from_epsg(32617).to_wkt()
@@ -116,6 +119,98 @@ def test_probabilities_in_blocks(tmp_path: Path, step: int) -> None:
         assert file.descriptions == ("trees & <shrubs>", "Straße", "water")
         assert file.tags(3)["class_value"] == "5"
     assert os.listdir(tmp_path) == ["p.tif"]
+
+
+def raw_probabilities(folder: Path, height: int = 700, width: int = 600) -> RawFile:
+    """Three bands, the first rows nodata."""
+    values = np.random.default_rng(0).random((3, height, width), dtype=np.float32)
+    values[:, :5] = np.nan
+    raw = RawFile(folder, Layer("probabilities", 3, "float32"), height, width)
+    for rect in raw.rects():
+        raw.write(rect, values[:, rect.top : rect.bottom, rect.left : rect.right])
+    return raw
+
+
+@pytest.mark.parametrize("driver", ["COG", "GTiff"])
+def test_a_raw_file_becomes_a_tiled_geotiff_with_overviews(
+    tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if driver == "GTiff":  # as if GDAL had no such driver
+        with rasterio.Env() as env:
+            drivers = {name: text for name, text in env.drivers().items() if name != "COG"}
+        monkeypatch.setattr(rasterio.Env, "drivers", lambda self: drivers)
+    (tmp_path / "raw").mkdir()
+    class_map = random_map(700, 600, "uint8")
+    class_map[:520, :520] = 1
+    whole = Rect(0, 700, 0, 600)
+    with raw_probabilities(tmp_path / "raw") as raw:
+        likely = write_probabilities(
+            tmp_path / "p.tif", raw, height=700, width=600, classes=CLASSES, crs_wkt=UTM, affine_transform=GRID
+        )
+        expected = raw.read(whole)
+    with RawFile(tmp_path / "raw", Layer("classes", 1, "uint8"), 700, 600) as raw:
+        raw.write(whole, class_map[None])
+        path = write_class_map(tmp_path / "map.tif", raw, classes=CLASSES, crs_wkt=UTM, affine_transform=GRID)
+    for file, values in ((path, class_map[None]), (likely, expected)):
+        with rasterio.open(file) as found:
+            np.testing.assert_array_equal(found.read(), values)
+            assert found.profile["tiled"] and found.overviews(1)[0] == 2
+            assert found.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+            assert found.crs == CRS.from_epsg(32617) and tuple(found.transform)[:6] == GRID
+    with rasterio.open(path) as found:
+        small = found.read(1, out_shape=(350, 300))
+        assert set(np.unique(small)) <= {0, 1, 2, 5} and (small[:250, :250] == 1).all()
+        assert found.colormap(1)[5] == (20, 40, 200, 255)
+    assert sorted(os.listdir(tmp_path)) == ["map.tif", "map.tif.aux.xml", "p.tif", "raw"]
+    assert sorted(os.listdir(tmp_path / "raw")) == ["classes.raw", "probabilities.raw"]
+
+
+def test_overviews_hold_the_commonest_class_and_the_nearest_value() -> None:
+    values = np.array([[3, 3, 1, 2, 0], [2, 2, 3, 4, 0], [0, 0, 0, 0, 5], [0, 7, 0, 0, 5], [9, 0, 6, 6, 0]], np.uint8)
+    assert commonest_of_four(values[None]).tolist() == [[[2, 1, 0], [7, 0, 5], [9, 6, 0]]]
+    wide = values.astype(np.uint16) * 300
+    assert (commonest_of_four(wide[None])[0] == 300 * commonest_of_four(values[None])[0].astype(np.uint16)).all()
+    assert nearest_of_four(values[None]).tolist() == [[[3, 1, 0], [0, 0, 5], [9, 6, 0]]]
+
+
+@given(values=hnp.arrays("uint8", hnp.array_shapes(min_dims=3, max_dims=3, max_side=7), elements=st.integers(0, 3)))
+def test_the_commonest_of_four_by_definition(values: np.ndarray) -> None:
+    found = commonest_of_four(values)
+    assert found.shape == (len(values), -(-values.shape[1] // 2), -(-values.shape[2] // 2))
+    for band, row, col in np.ndindex(found.shape):
+        block = values[band, 2 * row : 2 * row + 2, 2 * col : 2 * col + 2]
+        assert found[band, row, col] == (np.bincount(block[block > 0], minlength=1).argmax() if block.any() else 0)
+
+
+FULL_AT_THE_END = """
+import resource, sys
+from pathlib import Path
+from fastdiffclip.errors import ResourceError
+from fastdiffclip.infer.raster import write_probabilities
+from fastdiffclip.infer.rawfile import Layer, RawFile
+from fastdiffclip.scene.store import ClassInfo
+import rasterio.shutil
+folder = Path(sys.argv[1])
+with RawFile(folder / "raw", Layer("probabilities", 3, "float32"), 700, 600) as raw:
+    for limit in (10_000, 300_000, 2_000_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            write_probabilities(folder / "p.tif", raw, height=700, width=600, classes=[ClassInfo(k, str(k)) for k in
+            (1, 2, 3)])
+        except ResourceError as error:
+            print("refused:", error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+def test_a_disk_that_is_full_while_gdal_writes(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    raw_probabilities(tmp_path / "raw").close()
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_AT_THE_END, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.count("refused: cannot write") == 3, run.stdout + run.stderr
+    assert os.listdir(tmp_path) == ["raw"] and os.listdir(tmp_path / "raw") == ["probabilities.raw"]
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (3, 6, 5), (2, 5, 5), (3, 5, 4)])

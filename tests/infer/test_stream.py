@@ -4,27 +4,56 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from fastdiffclip.errors import InputDataError, ResourceError
-from fastdiffclip.infer import stream
+from fastdiffclip.errors import InputDataError, ResourceError, UsageError
+from fastdiffclip.infer import engine, unfinished
 from fastdiffclip.infer.classifier import Classifier
-from fastdiffclip.infer.stream import predict
+from fastdiffclip.infer.engine import Batches
+from fastdiffclip.infer.finish import Outputs
+from fastdiffclip.infer.interest import interest_of
+from fastdiffclip.infer.stream import Prediction, Task, open_job, predict
+from fastdiffclip.infer.tiles import Rect
+from fastdiffclip.runtime import StopRequest, silent
+from fastdiffclip.scene.layout import StoredArray
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import Scene, open_scene
 from fastdiffclip.scene.writer import SceneWriter
 from fastdiffclip.train.flc import FlcResult
+
+SMALL = Batches(stem=13, windows=8, tile=29)  # two columns and 24 rows of tiles in the small scene
 
 
 @pytest.fixture(scope="module")
 def classifier(flc_run: FlcResult) -> Classifier:
     assert flc_run.folder is not None
     return Classifier.load(flc_run.folder, "cpu", "fp32")
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(engine.BATCHES, "cpu", SMALL)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_scene(path: Path, like: Scene, rows: slice = slice(None), cols: slice = slice(None), **changes: Any) -> Scene:
@@ -53,6 +82,30 @@ def pixel_by_pixel(classifier: Classifier, scene: Scene) -> np.ndarray:
     return result
 
 
+def raw_probabilities(
+    classifier: Classifier, scene: Scene, folder: Path, rows: int = 1, cols: int = 1, **part: Any
+) -> np.ndarray:
+    """``(K, H, W)`` bits as uint32 of what stands in the raw file after blocks of ``rows`` x ``cols`` tiles."""
+    outputs = Outputs(folder / "map.tif", folder / "p.tif")
+    with open_job(scene, classifier, outputs, interest_of(scene, **part), "cpu") as job:
+        lock, _ = unfinished.start(outputs.map, {}, False)
+        with job.unfinished() as state:
+            Task(job, state, StopRequest(), silent).work(job.blocks(rows, cols))
+            assert state.done == set(job.wanted_tiles)
+            area = job.interest.area
+            found = state.files["probabilities"].read(Rect(0, area.height, 0, area.width))
+        unfinished.discard(outputs.map)
+        lock.release()
+    return found.view(np.uint32)
+
+
+def run(classifier: Classifier, scene: Scene, out: Path, rows: int, cols: int, **part: Any) -> Prediction:
+    """A whole prediction in blocks of ``rows`` x ``cols`` tiles, with probabilities and confidence."""
+    outputs = Outputs(out / "map.tif", out / "p.tif", out / "c.tif")
+    with open_job(scene, classifier, outputs, interest_of(scene, **part), "cpu") as job:
+        return job.run(replace(job.plan(), rows=rows, cols=cols))
+
+
 def test_the_map_is_what_single_pixels_give(classifier: Classifier, small_scene: Scene, tmp_path: Path) -> None:
     expected = pixel_by_pixel(classifier, small_scene)
     seen: list[tuple[int, int]] = []
@@ -61,11 +114,12 @@ def test_the_map_is_what_single_pixels_give(classifier: Classifier, small_scene:
         classifier,
         tmp_path / "map.tif",
         probabilities=tmp_path / "p.tif",
+        confidence=tmp_path / "c.tif",
         png=tmp_path / "map.png",
-        progress=lambda task, done, total, note: seen.append((done, total)),
+        progress=lambda task, done, total, note: seen.append((done, total)) if task == "predict" else None,
     )
-    assert sorted(os.listdir(tmp_path)) == ["map.png", "map.tif", "map.tif.aux.xml", "p.tif"]
-    assert result.files == [tmp_path / name for name in ("map.tif", "p.tif", "map.png")]
+    assert sorted(os.listdir(tmp_path)) == ["c.tif", "map.png", "map.tif", "map.tif.aux.xml", "p.tif"]
+    assert result.files == [tmp_path / name for name in ("map.tif", "p.tif", "c.tif", "map.png")]
     with rasterio.open(tmp_path / "p.tif") as file:
         written = np.moveaxis(file.read(), 0, 2)
         assert file.crs.to_epsg() == 32632 and tuple(file.transform)[:6] == small_scene.affine_transform
@@ -80,10 +134,14 @@ def test_the_map_is_what_single_pixels_give(classifier: Classifier, small_scene:
     assert np.array_equal(class_map == 0, invalid) and result.nodata_pixels == invalid.sum()
     best = np.array([1, 2, 4])[np.nan_to_num(written).argmax(2)]
     assert np.array_equal(class_map[~invalid], best[~invalid])
+    with rasterio.open(tmp_path / "c.tif") as file:
+        assert file.dtypes == ("float32",) and file.descriptions == ("confidence",) and np.isnan(file.nodata)
+        np.testing.assert_array_equal(file.read(1), written.max(axis=2))
     labels = small_scene.read_labels()
     known = (labels > 0) & ~invalid
     assert (class_map[known] == labels[known]).mean() > 0.9
     assert [row["pixels"] for row in result.areas] == [int((class_map == v).sum()) for v in (1, 2, 4)]
+    assert result.areas[0]["hectares"] == pytest.approx((class_map == 1).sum() * 4 / 1e4)
     assert seen[-1] == (720, 720) and all(a <= b for (a, _), (b, _) in zip(seen, seen[1:], strict=False))
 
 
@@ -95,19 +153,67 @@ def test_the_same_map_twice(classifier: Classifier, flc_run: FlcResult, small_sc
         assert (tmp_path / a).read_bytes() == (tmp_path / b).read_bytes()
 
 
-@pytest.mark.parametrize("rows", [1, 7, 24, 1000])
-def test_blocks_do_not_show(
-    classifier: Classifier, small_scene: Scene, monkeypatch: pytest.MonkeyPatch, rows: int
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_and_threads_do_not_show_in_a_bit(
+    flc_run: FlcResult, small_scene: Scene, tmp_path: Path, small_tiles: None, precision: str
 ) -> None:
-    whole = np.concatenate(list(stream.predict_rows(classifier, small_scene)), axis=1)
-    monkeypatch.setattr(stream, "BLOCK_ROWS", rows)
-    monkeypatch.setattr(stream, "GATHER", 100)
-    blocks = list(stream.predict_rows(classifier, small_scene))
-    assert [block.shape[1] for block in blocks] == [min(rows, 24 - top) for top in range(0, 24, rows)]
-    parts = np.concatenate(blocks, axis=1)
-    # The place of a window in its batch of 64 changes, and with it at most the last bits.
-    np.testing.assert_allclose(parts, whole, rtol=2e-6, atol=1e-7)
-    assert np.array_equal(np.nan_to_num(parts).argmax(0), np.nan_to_num(whole).argmax(0))
+    assert flc_run.folder is not None
+    classifier = Classifier.load(flc_run.folder, "cpu", precision)
+    whole = raw_probabilities(classifier, small_scene, tmp_path, 1000, 1000)
+    for rows, cols in [(1, 1), (2, 1), (1, 2), (5, 2), (23, 1)]:
+        np.testing.assert_array_equal(raw_probabilities(classifier, small_scene, tmp_path, rows, cols), whole)
+    with threads(3):
+        np.testing.assert_array_equal(raw_probabilities(classifier, small_scene, tmp_path, 5, 1), whole)
+        assert torch.get_num_threads() == 3
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    height=st.integers(1, 24), width=st.integers(1, 30), tile=st.integers(1, 60), windows=st.integers(1, 9),
+    stem=st.integers(1, 40), rows=st.integers(1, 7), cols=st.integers(1, 4),
+)  # fmt: skip
+def test_scenes_tiles_and_blocks_of_any_shape(
+    classifier: Classifier, small_scene: Scene, tmp_path_factory: pytest.TempPathFactory, height: int, width: int,
+    tile: int, windows: int, stem: int, rows: int, cols: int,
+) -> None:  # fmt: skip
+    folder = tmp_path_factory.mktemp("scene")
+    scene = write_scene(folder / "s.zarr", small_scene, slice(0, height), slice(0, width))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(engine.BATCHES, "cpu", Batches(stem, windows, tile))
+        found = raw_probabilities(classifier, scene, folder, rows, cols)
+        np.testing.assert_array_equal(found, raw_probabilities(classifier, scene, folder, 99, 99))
+    np.testing.assert_allclose(
+        np.moveaxis(found.view(np.float32), 0, 2), pixel_by_pixel(classifier, scene), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_files_are_the_same_for_all_blocks(
+    classifier: Classifier, small_scene: Scene, tmp_path: Path, small_tiles: None
+) -> None:
+    first = run(classifier, small_scene, tmp_path / "a", 1000, 1000)
+    second = run(classifier, small_scene, tmp_path / "b", 2, 1)
+    for one, other in zip(first.files, second.files, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert first.areas == second.areas
+
+
+def test_every_chunk_is_read_once(
+    classifier: Classifier, small_scene: Scene, tmp_path: Path, small_tiles: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastdiffclip.scene.writer.chunk_shape", lambda *shape: (5, 7))
+    scene = write_scene(tmp_path / "s.zarr", small_scene)
+    read: list[tuple[str, tuple[int, ...]]] = []
+    plain = StoredArray.read_chunk
+
+    def counted(array: StoredArray, root: Path, index: tuple[int, ...]) -> np.ndarray:
+        read.append((array.name, index))
+        return plain(array, root, index)
+
+    monkeypatch.setattr(StoredArray, "read_chunk", counted)
+    for rows in (1, 7, 100):
+        read.clear()
+        raw_probabilities(classifier, scene, tmp_path, rows, 2)
+        assert len(read) == len(set(read)) == 4 * 5 * 5
 
 
 @pytest.mark.parametrize(
@@ -122,6 +228,41 @@ def test_scenes_smaller_than_a_window(
     expected = pixel_by_pixel(classifier, scene)
     values = np.where(np.isnan(expected[..., 0]), 0, np.array([1, 2, 4])[np.nan_to_num(expected).argmax(2)])
     assert np.array_equal(result.class_map, values) and result.class_map.shape == (scene.height, scene.width)
+
+
+def test_a_box_is_cut_out_of_the_whole(
+    classifier: Classifier, small_scene: Scene, tmp_path: Path, small_tiles: None
+) -> None:
+    whole = raw_probabilities(classifier, small_scene, tmp_path)
+    part = raw_probabilities(classifier, small_scene, tmp_path, bbox="pixels:7,4,20,9")
+    np.testing.assert_array_equal(part, whole[:, 4:9, 7:20])
+    result = run(classifier, small_scene, tmp_path / "out", 2, 1, bbox="500014,5199982,500040,5199992")
+    with rasterio.open(tmp_path / "out" / "p.tif") as file:
+        np.testing.assert_array_equal(file.read().view(np.uint32), part)
+        assert tuple(file.transform)[:6] == (2, 0, 500014, 0, -2, 5199992) and file.crs.to_epsg() == 32632
+    assert result.class_map.shape == (5, 13) and result.pixels == 65
+
+
+def test_a_mask_leaves_the_rest_as_nodata_and_blocks_without_a_pixel_unread(
+    classifier: Classifier, small_scene: Scene, tmp_path: Path, small_tiles: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = raw_probabilities(classifier, small_scene, tmp_path)
+    mask = np.zeros((24, 30), np.uint8)
+    mask[10:12, 3:9] = mask[11, 25] = 1
+    np.save(tmp_path / "mask.npy", mask)
+    rows_read: list[slice] = []
+    plain = Scene.read
+
+    def counted(scene: Scene, modality: str, rows: slice = slice(None), cols: slice = slice(None)) -> np.ndarray:
+        rows_read.append(rows)
+        return plain(scene, modality, rows, cols)
+
+    monkeypatch.setattr(Scene, "read", counted)
+    monkeypatch.setattr(Scene, "chunk_rows", lambda scene, modality: 1)
+    found = raw_probabilities(classifier, small_scene, tmp_path, mask=tmp_path / "mask.npy")
+    np.testing.assert_array_equal(found[:, mask == 1], whole[:, mask == 1])
+    assert np.isnan(found.view(np.float32)[:, mask == 0]).all()
+    assert {row for rows in rows_read for row in range(rows.start, rows.stop)} == {9, 10, 11, 12}
 
 
 def test_other_bands_are_refused_by_name(classifier: Classifier, small_scene: Scene, tmp_path: Path) -> None:
@@ -146,6 +287,17 @@ def test_other_bands_are_refused_by_name(classifier: Classifier, small_scene: Sc
     assert not (tmp_path / "map.tif").exists()
 
 
+def test_another_scene_is_read_with_the_statistics_of_the_model(
+    classifier: Classifier, small_scene: Scene, tmp_path: Path
+) -> None:
+    # Half the scene has other statistics than the whole, yet its inner pixels come out the same.
+    half = write_scene(tmp_path / "half.zarr", small_scene, slice(0, 12))
+    assert half.modalities["hsi"].mean != small_scene.modalities["hsi"].mean
+    found = raw_probabilities(classifier, half, tmp_path).view(np.float32)
+    whole = raw_probabilities(classifier, small_scene, tmp_path).view(np.float32)
+    np.testing.assert_allclose(found[:, :11], whole[:, :11], rtol=1e-5, atol=1e-6)
+
+
 def test_a_modality_more_does_not_matter(classifier: Classifier, small_scene: Scene, tmp_path: Path) -> None:
     with SceneWriter(tmp_path / "more.zarr", height=24, width=30) as writer:
         writer.add_modality("sar", np.full((24, 30, 2), np.nan, np.float32), bands=2, dtype="float32")
@@ -165,16 +317,17 @@ def test_no_valid_pixel_leaves_nothing(
 ) -> None:
     scene = write_scene(tmp_path / "s.zarr", small_scene, valid=np.zeros((24, 30), bool))
     out = tmp_path / "out"
-    with pytest.raises(InputDataError, match=r"no pixel of .*s\.zarr is valid in every modality"):
+    with pytest.raises(InputDataError, match=r"no pixel of .*s\.zarr .* is valid in every modality"):
         predict(scene, classifier, out / "map.tif", probabilities=out / "p.tif" if with_probabilities else None)
     assert not out.exists() or os.listdir(out) == []
 
 
-def test_a_failure_half_way_leaves_nothing(
-    classifier: Classifier, small_scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failure_half_way_leaves_no_output_and_can_be_taken_up(
+    classifier: Classifier, small_scene: Scene, tmp_path: Path, small_tiles: None
 ) -> None:
-    monkeypatch.setattr(stream, "BLOCK_ROWS", 8)
+    predict(small_scene, classifier, tmp_path / "map.tif", probabilities=tmp_path / "p.tif")
     out = tmp_path / "out"
+    begun: list[int] = []
 
     def interrupt(task: str, done: int, total: int, note: str = "") -> None:
         if done > total // 2:
@@ -182,7 +335,41 @@ def test_a_failure_half_way_leaves_nothing(
 
     with pytest.raises(KeyboardInterrupt):
         predict(small_scene, classifier, out / "map.tif", probabilities=out / "p.tif", progress=interrupt)
-    assert os.listdir(out) == []
+    assert os.listdir(out) == [".map.tif.partial"]
+    predict(
+        small_scene, classifier, out / "map.tif", probabilities=out / "p.tif", resume=True, memory=1 << 40,
+        progress=lambda task, done, total, note: begun.append(done),
+    )  # fmt: skip
+    assert begun[0] >= 360
+    for name in ("map.tif", "p.tif"):
+        assert (out / name).read_bytes() == (tmp_path / name).read_bytes()
+    assert sorted(os.listdir(out)) == ["map.tif", "map.tif.aux.xml", "p.tif"]
+
+
+def test_damage_to_the_scene_ends_the_run_with_its_own_error(
+    classifier: Classifier, small_scene: Scene, tmp_path: Path, small_tiles: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastdiffclip.scene.writer.chunk_shape", lambda height, width, *_: (4, width))
+    scene = write_scene(tmp_path / "s.zarr", small_scene)
+    chunk = tmp_path / "s.zarr" / "hsi" / "c" / "4" / "0" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[9] ^= 1
+    chunk.write_bytes(bytes(data))
+    with pytest.raises(InputDataError, match="array 'hsi', chunk 4/0/0 is damaged"):
+        raw_probabilities(classifier, scene, tmp_path)
+    assert not (tmp_path / "map.tif").exists()
+
+
+def test_a_failure_to_write_ends_the_run_with_its_own_error(
+    classifier: Classifier, small_scene: Scene, tmp_path: Path, small_tiles: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(ResourceError, match=r"cannot write .*map\.tif: No space left on device"):
+        predict(small_scene, classifier, tmp_path / "map.tif")
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_output_that_cannot_be_written(classifier: Classifier, small_scene: Scene, tmp_path: Path) -> None:
@@ -190,6 +377,21 @@ def test_an_output_that_cannot_be_written(classifier: Classifier, small_scene: S
     with pytest.raises(ResourceError, match="cannot write"):
         predict(small_scene, classifier, tmp_path / "file" / "map.tif")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_second_run_on_one_output_is_refused(classifier: Classifier, small_scene: Scene, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def second(task: str, done: int, total: int, note: str = "") -> None:
+        if not refused:
+            refused.append("")
+            with pytest.raises(UsageError, match="another process is predicting into") as found:
+                predict(small_scene, classifier, tmp_path / "map.tif", resume=True)
+            refused[0] = str(found.value)
+
+    predict(small_scene, classifier, tmp_path / "map.tif", progress=second)
+    assert "give another --out" in refused[0]
+    assert sorted(os.listdir(tmp_path)) == ["map.tif", "map.tif.aux.xml"]
 
 
 def test_a_damaged_model_is_named(flc_run: FlcResult, small_scene: Scene, tmp_path: Path) -> None:

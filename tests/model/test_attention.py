@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastdiffclip.errors import UsageError
 from fastdiffclip.model import attention
-from fastdiffclip.model.attention import BACKENDS, Attention, choose, xformers_unavailable
+from fastdiffclip.model.attention import BACKENDS, Attention, choose, self_attention, xformers_unavailable
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +57,19 @@ def test_contract(monkeypatch: pytest.MonkeyPatch, backend: str, queries: int, l
     (expected * weight).sum().backward()
     for a, b in zip(ours, truth, strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_self_attention_is_the_contract_on_one_projection(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    stand_in(monkeypatch, plain)
+    projected = torch.stack(qkv(37, 37), dim=2)
+    ours, truth = projected.clone().requires_grad_(), projected.clone().requires_grad_()
+    out, expected = self_attention(backend, ours), plain(*truth.unbind(2))
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, truth.grad, rtol=1e-4, atol=1e-5)
 
 
 def module(backend: str) -> Attention:

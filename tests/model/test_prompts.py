@@ -89,6 +89,8 @@ def test_file_by_name_and_value(tmp_path: Path) -> None:
         ("Trees: green\nWatr: wet\n", r"class 2 \('Water'\) \(did you mean 'watr'\?\), 3 \('Soil'\) in"),
         ("Trees: [green]\n", "entry 'Trees' is no text"),
         ("Trees: {\n", "not valid YAML"),
+        ("Trees: " + "[" * 5000, "not valid YAML"),
+        ("Trees: 2001-13-45\n", "not valid YAML"),
         ("just words\n", "holds no mapping"),
         ("", "holds no mapping"),
         ("classes: [{name: Trees}]\n", "a number 'value' and a text 'name'"),

@@ -54,6 +54,9 @@ class MemoryScene:
     def chunk_rows(self, modality: str) -> int:
         return self.chunk
 
+    def valid_chunk_rows(self, modality: str) -> int:
+        return self.chunk + 2
+
     def read(self, modality: str, rows: slice = slice(None), cols: slice = slice(None)) -> np.ndarray:
         for chunk in range(rows.start // self.chunk, -(-rows.stop // self.chunk)):
             self.reads[modality, chunk] = self.reads.get((modality, chunk), 0) + 1

@@ -229,6 +229,7 @@ def test_bad_bands(tmp_path: Path, text: str, flags: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [
+    ("9" * 5000, "is no band of 1 to 3"),
     ("4", "'4' is no band of 1 to 3"), ("0 1", "'0' is no band"), ("x", "'x' is no band"),
     ("3-2", "'3-2' is no band"),    ("1 1 1", "all 3 bands as bad"),
 ])  # fmt: skip

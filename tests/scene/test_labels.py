@@ -67,6 +67,7 @@ def test_row_of_value_zero_is_left_out_and_said_when_it_has_a_name(tmp_path: Pat
     ("1,oak\n2,oak\n", "line 2: two classes are called 'oak'"),
     ("1,oak\nx,elm\n", "line 2: 'x' is no class value"),
     ("1,oak\n70000,elm\n", "line 2: '70000' is no class value"),
+    (f"1,oak\n{'9' * 5000},elm\n", "line 2: '99999"),
     ("1,oak\n-1,elm\n", "line 2: '-1' is no class value"),
     ("1,oak\n2,\n", "line 2: class 2 has no name"),
     ("1,oak,,red\n", "line 1: 'red' is no colour, expected #rrggbb"),

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
 
 import numpy as np
 
 from fastdiffclip.errors import InputDataError
+from fastdiffclip.scene.readers import envi_header
 from fastdiffclip.scene.readers.source import RasterSource
+from fastdiffclip.scene.readers.spectral import in_nanometres, nanometres_per_unit
+from fastdiffclip.scene.readers.xml_files import read_xml
 
 if TYPE_CHECKING:
     import rasterio
 
-_TO_NM = {"nm": 1.0, "nanometers": 1.0, "nanometres": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3}
-_TO_NM.update({"micrometers": 1e3, "micrometres": 1e3, "microns": 1e3})
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zµμ]+)", re.IGNORECASE)
 _SIDECAR_LIMIT = 4 * 2**20
+_LONGEST_NAME = 200  # of a band, as far as a wavelength is looked for in it
+_ALWAYS_ALLOWED, _EXPANSION = 2**30, 100_000  # no compression of measured spectra comes near
 
 
 def open_geotiff(path: Path, variable: str | None) -> RasterSource:
@@ -27,8 +30,9 @@ def open_geotiff(path: Path, variable: str | None) -> RasterSource:
     it has them.
 
     Wavelengths come from the bands' ``IMAGERY`` metadata, a ``wavelength`` tag, or a description with a
-    unit such as "850.5 nm". Class names are those of the ``.aux.xml`` file beside it. Bands whose scale or
-    offset differ are read as float32 physical values.
+    unit such as "850.5 nm"; failing these, wavelengths and bad bands from an ENVI header of file type TIFF beside
+    it. Class names are those of the ``.aux.xml`` file beside it. Bands whose scale or offset differ are read as
+    float32 physical values.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -59,8 +63,10 @@ def _describe(path: Path, dataset: rasterio.DatasetReader) -> RasterSource:
         raise InputDataError(
             f"{path} has a nodata value and bands with different scale or offset: write physical values instead"
         )
+    _refuse_empty_giant(path, dataset, dtype)
     masked = MaskFlags.per_dataset in dataset.mask_flag_enums[0]
     placed = not dataset.transform.is_identity
+    spectral = _spectral(path, dataset)
     return RasterSource(
         path=path,
         height=dataset.height,
@@ -74,12 +80,24 @@ def _describe(path: Path, dataset: rasterio.DatasetReader) -> RasterSource:
         nodata=dataset.nodata,
         scale=float(dataset.scales[0]) if uniform else 1.0,
         offset=float(dataset.offsets[0]) if uniform else 0.0,
-        wavelengths=_all_bands([_wavelength(dataset, band) for band in dataset.indexes]),
-        fwhm=_all_bands([_fwhm(dataset, band) for band in dataset.indexes]),
+        wavelengths=spectral.wavelengths,
+        fwhm=spectral.fwhm,
+        bad_bands=spectral.bad_bands,
+        companions=spectral.companions,
         class_names=_category_names(path) if dataset.count == 1 else {},
         class_colours=_colours(dataset) if dataset.count == 1 else {},
         close=dataset.close,
     )
+
+
+def _refuse_empty_giant(path: Path, dataset: rasterio.DatasetReader, dtype: np.dtype) -> None:
+    """Refuse a file whose blocks are missing, or all the same, to a degree that no scene is."""
+    declared = dataset.width * dataset.height * dataset.count * dtype.itemsize
+    if declared > max(_ALWAYS_ALLOWED, path.stat().st_size * _EXPANSION):
+        raise InputDataError(
+            f"{path} declares {dataset.height} x {dataset.width} pixels with {dataset.count} bands and has "
+            f"{path.stat().st_size} bytes: it is empty or made up, expected a scene; cut out the part that has data"
+        )
 
 
 def _read_rows(path: Path, dataset: rasterio.DatasetReader, rows: slice, uniform: bool) -> np.ndarray:
@@ -107,6 +125,28 @@ def _read_mask(path: Path, dataset: rasterio.DatasetReader, rows: slice) -> np.n
         raise InputDataError(f"the mask of {path} is damaged in rows {rows.start} to {rows.stop} ({error})") from error
 
 
+@dataclass(frozen=True)
+class _Spectral:
+    """What is known of the bands, and the file beside the GeoTIFF that says so."""
+
+    wavelengths: tuple[float, ...] | None
+    fwhm: tuple[float, ...] | None
+    bad_bands: tuple[bool, ...] | None = None
+    companions: tuple[Path, ...] = ()
+
+
+def _spectral(path: Path, dataset: rasterio.DatasetReader) -> _Spectral:
+    centres = _all_bands([_wavelength(dataset, band) for band in dataset.indexes])
+    widths = _all_bands([_fwhm(dataset, band) for band in dataset.indexes])
+    beside = path.with_suffix(".hdr")
+    if centres is None and dataset.count > 1 and envi_header.is_header(beside):
+        header = envi_header.read_header(beside)
+        if header.fields.get("file type", "").upper() == "TIFF":
+            centres, widths = envi_header.wavelengths(header, dataset.count)
+            return _Spectral(centres, widths, envi_header.bad_bands(header, dataset.count), (beside,))
+    return _Spectral(centres, widths)
+
+
 def _wavelength(dataset: rasterio.DatasetReader, band: int) -> float | None:
     imagery = dataset.tags(band, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM")
     if imagery:
@@ -114,8 +154,8 @@ def _wavelength(dataset: rasterio.DatasetReader, band: int) -> float | None:
     tags = {key.lower(): value for key, value in dataset.tags(band).items()}
     if "wavelength" in tags:
         return _nanometres(tags["wavelength"], tags.get("wavelength_units", tags.get("wavelength_unit")))
-    described = _LENGTH.search(dataset.descriptions[band - 1] or "")
-    return _nanometres(described[1], described[2]) if described and described[2].lower() in _TO_NM else None
+    described = _LENGTH.search((dataset.descriptions[band - 1] or "")[:_LONGEST_NAME])
+    return _nanometres(described[1], described[2]) if described else None
 
 
 def _fwhm(dataset: rasterio.DatasetReader, band: int) -> float | None:
@@ -134,8 +174,8 @@ def _nanometres(text: str, unit: str | None) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    factor = _TO_NM.get((unit or "nm").strip().lower())
-    return None if factor is None else round(value * factor, 6)
+    factor = nanometres_per_unit(unit or "nm")
+    return None if factor is None else in_nanometres([value], factor)[0]
 
 
 def _all_bands(values: list[float | None]) -> tuple[float, ...] | None:
@@ -156,8 +196,5 @@ def _category_names(path: Path) -> dict[int, str]:
     sidecar = path.with_name(path.name + ".aux.xml")
     if not sidecar.is_file() or sidecar.stat().st_size > _SIDECAR_LIMIT:
         return {}
-    try:
-        names = ElementTree.parse(sidecar).iterfind(".//CategoryNames/Category")
-    except ElementTree.ParseError as error:
-        raise InputDataError(f"{sidecar} is damaged XML ({error}): remove it or mend it") from error
+    names = read_xml(sidecar).iterfind(".//CategoryNames/Category")
     return {value: node.text.strip() for value, node in enumerate(names) if node.text and node.text.strip()}

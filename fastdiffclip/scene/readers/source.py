@@ -12,6 +12,7 @@ import numpy as np
 from fastdiffclip.errors import InputDataError
 
 _INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_MOST_LISTED = 40
 NUMERIC_TYPES = {"double", "single", "logical", "bool", "float16", "float32", "float64", *_INTEGERS}
 
 
@@ -21,7 +22,8 @@ class RasterSource:
 
     ``read_rows`` takes a row slice with bounds and returns (h, width, bands) in ``dtype``; ``read_mask``
     likewise (h, width) bool, True = valid, where the file has a mask of its own. What a file does not say
-    is None. ``close`` releases the file; a source is its own context manager.
+    is None. ``companions`` are further files that were read, ``warnings`` what the user should know. ``close``
+    releases the file; a source is its own context manager.
     """
 
     path: Path
@@ -41,6 +43,8 @@ class RasterSource:
     bad_bands: tuple[bool, ...] | None = None
     class_names: dict[int, str] = field(default_factory=dict)
     class_colours: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    companions: tuple[Path, ...] = ()
     close: Callable[[], None] = lambda: None
 
     def __enter__(self) -> RasterSource:
@@ -69,7 +73,7 @@ def choose_variable(path: Path, wanted: str | None, found: dict[str, tuple[tuple
 
     Raises InputDataError that lists what is there.
     """
-    listing = ", ".join(f"{name} ({' x '.join(map(str, shape))} {kind})" for name, (shape, kind) in found.items())
+    listing = listed(found)
     if wanted is not None:
         if wanted not in found:
             raise InputDataError(f"{path} has no variable '{wanted}'; it holds {listing or 'nothing'}")
@@ -81,3 +85,10 @@ def choose_variable(path: Path, wanted: str | None, found: dict[str, tuple[tuple
             f"{path.name}:{(rasters or ['NAME'])[0]}"
         )
     return rasters[0]
+
+
+def listed(found: dict[str, tuple[tuple[int, ...], str]]) -> str:
+    """Return variables (name -> shape, type) as a text, the first 40 of them."""
+    shown = [f"{name} ({' x '.join(map(str, shape))} {kind})" for name, (shape, kind) in found.items()]
+    more = f" and {len(shown) - _MOST_LISTED} more" if len(shown) > _MOST_LISTED else ""
+    return ", ".join(shown[:_MOST_LISTED]) + more

@@ -1,0 +1,148 @@
+"""The end of a prediction: what to write, and one sequential pass from the raw files to it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastdiffclip.infer.cog import Grid
+from fastdiffclip.infer.picture import write_class_png
+from fastdiffclip.infer.raster import (
+    NODATA,
+    areas_of,
+    count_values,
+    map_dtype,
+    write_class_map,
+    write_confidence,
+    write_probabilities,
+)
+from fastdiffclip.infer.rawfile import Layer, RawFile
+from fastdiffclip.runtime import Progress
+
+if TYPE_CHECKING:
+    from fastdiffclip.scene.store import ClassInfo
+
+CLASSES, PROBABILITIES, CONFIDENCE = "classes", "probabilities", "confidence"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a prediction; what is None is not written.
+
+    Attributes:
+        map: class values. probabilities: one band per class. confidence: the largest of them. png: a picture.
+    """
+
+    map: Path
+    probabilities: Path | None = None
+    confidence: Path | None = None
+    png: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that are written."""
+        return [path for path in (self.map, self.probabilities, self.confidence, self.png) if path is not None]
+
+    def layers(self, classes: Sequence[ClassInfo]) -> list[Layer]:
+        """The raw files that they are made from."""
+        layers = [Layer(CLASSES, 1, map_dtype(classes))]
+        if self.probabilities is not None:
+            layers.append(Layer(PROBABILITIES, len(classes), "float32"))
+        if self.confidence is not None:
+            layers.append(Layer(CONFIDENCE, 1, "float32"))
+        return layers
+
+
+def layers_of(
+    probabilities: np.ndarray, layers: Sequence[Layer], classes: Sequence[ClassInfo]
+) -> dict[str, np.ndarray]:
+    """What the raw files hold of a tile, ``(bands, h, w)`` each, from probabilities ``(K, h, w)``, NaN = nodata."""
+    known = ~np.isnan(probabilities[0])
+    table = np.array([item.value for item in classes])
+    best = np.nan_to_num(probabilities).argmax(axis=0)
+    found = {
+        CLASSES: np.where(known, table[best], NODATA)[None],
+        PROBABILITIES: probabilities,
+        CONFIDENCE: probabilities.max(axis=0, keepdims=True),  # NaN where one is
+    }
+    return {layer.name: found[layer.name].astype(layer.dtype, copy=False) for layer in layers}
+
+
+def write_outputs(
+    outputs: Outputs,
+    raw: dict[str, RawFile],
+    counts: np.ndarray,
+    *,
+    classes: Sequence[ClassInfo],
+    grid: Grid,
+    title: str,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Write every file, each whole or not at all; returns the area of each class. Raises ResourceError."""
+    remove_stale(outputs)
+    _give_memory_back()
+    place: dict[str, Any] = {"crs_wkt": grid.crs_wkt, "affine_transform": grid.affine_transform}
+    total, done = len(outputs.files), 0
+
+    def told() -> None:
+        nonlocal done
+        done += 1
+        progress("write", done, total, "")
+
+    progress("write", 0, total, "")
+    if outputs.probabilities is not None:
+        layer = raw[PROBABILITIES]
+        write_probabilities(
+            outputs.probabilities, layer, height=layer.height, width=layer.width, classes=classes, **place
+        )
+        told()
+    if outputs.confidence is not None:
+        write_confidence(outputs.confidence, raw[CONFIDENCE], grid)
+        told()
+    if outputs.png is not None:
+        write_class_png(outputs.png, raw[CLASSES], classes=classes, title=title, **place)
+        told()
+    write_class_map(outputs.map, raw[CLASSES], classes=classes, **place)
+    told()
+    return areas_of(counts, classes, grid)
+
+
+def count_classes(raw: dict[str, RawFile]) -> np.ndarray:
+    """Number of pixels of each class value, 0 = nodata first."""
+    return count_values(raw[CLASSES])
+
+
+def remove_stale(outputs: Outputs) -> None:
+    """Remove temporary files and folders of these outputs whose process is no more."""
+    for path in outputs.files:
+        pattern = re.compile(rf"\.{re.escape(path.name)}(?:(?:\.aux\.xml)?\.(\d+)\.tmp.*|\.partial\.(\d+))")
+        for entry in os.scandir(path.parent) if path.parent.is_dir() else ():
+            found = pattern.fullmatch(entry.name)
+            if found is None or _is_alive(int(found[1] or found[2])):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with suppress(FileNotFoundError):
+                    os.unlink(entry.path)
+
+
+def _give_memory_back() -> None:
+    """Return to the system what the work before has freed: the C library keeps it, and now other sizes are needed."""
+    with suppress(AttributeError, OSError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_alive(process: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(process)
