@@ -174,10 +174,12 @@ def _against_eager(
     impl: str,
     dtype: str,
     eager: tuple[str, ...] = ("reference",),
+    slack: float | None = None,
 ) -> tuple[float, float]:
     if impl in eager:
         return relative(run(impl), truth), TOLERANCE[dtype]
-    return relative(run(impl), truth), max(relative(run(name), truth) for name in eager) + SLACK[dtype]
+    slack = SLACK[dtype] if slack is None else slack
+    return relative(run(impl), truth), max(relative(run(name), truth) for name in eager) + slack
 
 
 def gate_contrastive(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
@@ -187,9 +189,10 @@ def gate_contrastive(impl: str, dtype: str, device: torch.device) -> tuple[float
     if impl == "plain":
         dtype = "float32"  # its logits are rounded to bfloat16 there; at scale 100 that is 18 % of a gradient
     cases = [((29, 33, 7, 24), *how) for how in (("pairwise", 14.3), ("class", 3.0), ("pairwise", 100.0))]
-    if impl == "triton":  # its other kernels, and so many texts, then images, that gradients are summed over blocks
-        cases += [((190, 200, 150, 72), "pairwise", 100.0), ((190, 200, 8300, 24), "pairwise", 14.3)]
-        cases += [((16450, 16500, 130, 24), "class", 14.3)]
+    if impl == "triton":  # the kernels of larger batches
+        cases.append(((190, 200, 150, 72), "pairwise", 100.0))
+    if impl == "triton" and device.type == "cuda":  # so many texts, then images, that sums run over several blocks
+        cases += [((190, 200, 8300, 24), "pairwise", 14.3), ((16450, 16500, 130, 24), "class", 14.3)]
     found = [_judge_contrastive(impl, dtype, device, *case) for case in cases]
     return max(found, key=lambda pair: float("inf") if pair[0] != pair[0] else pair[0] / pair[1])
 
@@ -212,7 +215,8 @@ def _judge_contrastive(
         op = functools.partial(contrastive, targets=targets, valid_rows=count, impl=name)
         return with_gradients(lambda z, t, s: op(z, t, labels.to(device), s), *there)
 
-    return _against_eager(truth, run, impl, dtype, ("reference", "plain"))
+    # One more rounding of the largest score is an error of its weight.
+    return _against_eager(truth, run, impl, dtype, ("reference", "plain"), max(SLACK[dtype], 2.0**-24 * scale))
 
 
 def _gate_published(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:

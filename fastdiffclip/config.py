@@ -100,9 +100,13 @@ class Config(_Section):
     prepare: Literal["standard", "mnf"] = "standard"
     components: int = Field(30, ge=1, le=512, description="components that `mnf` keeps")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    engine: Literal["auto", "single", "ddp", "deepspeed"] = Field("auto", description="auto: ddp among several processes")
+    engine: Literal["auto", "single", "ddp", "deepspeed"] = Field(
+        "auto", description="auto: ddp where there are several"
+    )
     zero: int = Field(0, ge=0, le=3, description="ZeRO stage of DeepSpeed")
-    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: where it was measured to pay")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile; auto: where it was measured to pay"
+    )
     memory_gib: float = Field(0.0, ge=0, description="memory budget for scenes; 0 takes half of what is free")
     model: ModelConfig = ModelConfig()
     umd: UmdConfig = UmdConfig()

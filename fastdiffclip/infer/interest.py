@@ -15,7 +15,8 @@ import numpy as np
 from fastdiffclip.errors import InputDataError, UsageError
 from fastdiffclip.infer.cog import bounded_cache
 from fastdiffclip.infer.tiles import Rect
-from fastdiffclip.scene.georeference import Grid as GridOf
+from fastdiffclip.scene import rois, vectors
+from fastdiffclip.scene.georeference import Grid as SceneGrid
 from fastdiffclip.scene.georeference import require_same_grid
 from fastdiffclip.scene.readers import expand, open_raster
 from fastdiffclip.scene.store import Scene
@@ -164,15 +165,25 @@ def interest_of(scene: Scene, bbox: str | None = None, mask: Path | str | None =
 
 @contextmanager
 def open_mask(spec: str, scene: Scene) -> Iterator[Callable[[slice], np.ndarray]]:
-    """Rows ``(h, width)`` bool of a one-band raster ``FILE[:VARIABLE]`` on the scene's grid: neither 0 nor nodata."""
+    """Rows ``(h, width)`` bool of interest.
+
+    ``FILE[:VARIABLE]`` is a one-band raster on the scene's grid, of which neither 0 nor nodata is of interest, or
+    polygons (``FILE.gpkg:ATTRIBUTE``) or ENVI regions, as ``ingest`` reads labels.
+    """
     files, variable = expand(spec)
     if len(files) != 1:
         raise UsageError(f"--mask {spec} stands for {len(files)} files; give one")
+    here = SceneGrid("scene", scene.path, scene.height, scene.width, scene.crs_wkt, scene.affine_transform)
+    suffix = files[0].suffix.lower()
+    if suffix in (*vectors.SUFFIXES, *rois.SUFFIXES):
+        draw = vectors.read_polygons if suffix in vectors.SUFFIXES else rois.read_rois
+        drawn = draw(files[0], variable, here).values > 0
+        yield drawn.__getitem__
+        return
     with bounded_cache(), open_raster(files[0], variable) as source:
         if source.bands != 1:
             raise InputDataError(f"the mask {files[0]} has {source.bands} bands, expected one (not 0 = of interest)")
-        there = GridOf("mask", files[0], source.height, source.width, source.crs_wkt, source.affine_transform)
-        here = GridOf("scene", scene.path, scene.height, scene.width, scene.crs_wkt, scene.affine_transform)
+        there = SceneGrid("mask", files[0], source.height, source.width, source.crs_wkt, source.affine_transform)
         require_same_grid([here, there])
 
         def read(rows: slice) -> np.ndarray:

@@ -58,7 +58,9 @@ class ImageEncoder(nn.Module):
 
     def embed(self, x_BVC: Sequence[Tensor], ids_BV: Sequence[Tensor] | None, timestep_B: Tensor) -> Tensor:
         """Tokens of all modalities before the blocks: ``(M * B, 1 + V, D)``."""
-        return self.arrange([self.stems[name](x) for name, x in zip(self.names, x_BVC, strict=True)], ids_BV, timestep_B)
+        return self.arrange(
+            [self.stems[name](x) for name, x in zip(self.names, x_BVC, strict=True)], ids_BV, timestep_B
+        )
 
     def arrange(self, tokens_BVD: Sequence[Tensor], ids_BV: Sequence[Tensor] | None, timestep_B: Tensor) -> Tensor:
         """:meth:`embed` from tokens that the stems made, ``(B, V, D)`` per modality: class tokens and positions."""

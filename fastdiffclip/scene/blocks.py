@@ -43,7 +43,7 @@ class RowReader:
     def rows(self, start: int, stop: int, keep: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(raw (h, width, bands), valid (h, width) bool)`` of the rows ``start`` to ``stop``.
 
-        No later request may begin above ``keep``, which is ``start`` or below; None stands for ``start``.
+        No later request may begin above row ``keep``, which is ``start`` or further down; None stands for ``start``.
         """
         keep = start if keep is None else max(keep, start)
         return self._raw.rows(start, stop, keep), self._valid.rows(start, stop, keep)
@@ -69,6 +69,9 @@ class _Rows:
             if first <= start and stop <= end:
                 self._kept += parts
                 return part[start - first : stop - first]
+            if first >= stop:
+                self._kept += parts
+                break
             if out is None:
                 out = np.empty((stop - start, *part.shape[1:]), part.dtype)
             top, bottom = max(start, first), min(stop, end)

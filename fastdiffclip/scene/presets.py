@@ -305,8 +305,8 @@ def _ingest_mrnet(
         if key not in MrnetLayout.__dataclass_fields__:
             known = ("task", *MrnetLayout.__dataclass_fields__)
             raise UsageError(f"mrnet has no option '{key}'{nearest(key, known)}: it takes {', '.join(known)}")
-        if not text.isascii() or not text.isdigit():
-            raise UsageError(f"the option {key} takes a whole number, for example {key}=8; got {text!r}")
+        if not text.isascii() or not text.isdigit() or len(text) > 9:
+            raise UsageError(f"the option {key} takes a whole number, for example {key}=8; got {text[:40]!r}")
         numbers[key] = int(text)
     layout = MrnetLayout(**numbers)
     return IngestReport(*ingest_mrnet(folder, out, task, tasks, layout, overwrite, progress))

@@ -166,10 +166,10 @@ def _weights(labels: Tensor, real: Tensor, texts: int, padded: int, counts: Tens
 
 def loss_and_sums(
     batch: Batch,
+    pairwise: bool,
     valid_rows: Tensor | None,
     counts: Tensor | None,
     column_logsumexp: Tensor | None,
-    pairwise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss and what :func:`gradients` needs beside the batch.
 

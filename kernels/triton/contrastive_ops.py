@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Images and texts that one program takes. A float32 product keeps the contracted axis of an operand in registers, so
 # more would spill; and three products of 64 * 64 * 1024 multiply-adds, at half of the 128 that a multiprocessor does in
-# a cycle, take about 110 microseconds, as long as the launches of the tiled kernels.
+# a cycle, would take 110 microseconds, about as long as the launches of the tiled kernels.
 ONE_PROGRAM = ((64, 64), (128, 32))
 WIDEST_ONE_PROGRAM = 1024
 TEXT_BLOCK = 128  # the tiled kernels' vectors over texts are padded to whole ones
@@ -51,13 +51,7 @@ def _common(
     """Arguments in the types that the kernels know: bfloat16 stays, everything else is computed in float32."""
     if not image.dtype == text.dtype == torch.bfloat16:
         image, text = image.float(), text.float()
-    logit_scale = logit_scale.reshape(()).to(image.device, torch.float32)
-    return (
-        image,
-        text,
-        logit_scale,
-        None if valid_rows is None else valid_rows.reshape(()).to(image.device, torch.int64),
-    )
+    return image, text, logit_scale.reshape(()).to(image.device, torch.float32), valid_rows
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple[Any, ...]:
@@ -87,7 +81,7 @@ def _one_program(
     from fastdiffclip.kernels.triton import contrastive_small
 
     given = _contiguous(image, text, labels, logit_scale, valid_rows, counts, column_logsumexp)
-    return contrastive_small.loss_and_gradients(*given, pairwise)
+    return contrastive_small.loss_and_gradients(pairwise, *given)
 
 
 @_one_program.register_fake
@@ -148,7 +142,7 @@ def _tiled(
     from fastdiffclip.kernels.triton import contrastive as tiles
 
     batch = tiles.Batch(*_contiguous(image, text, labels, logit_scale))
-    return tiles.loss_and_sums(batch, *_contiguous(valid_rows, counts, column_logsumexp), pairwise)
+    return tiles.loss_and_sums(batch, pairwise, *_contiguous(valid_rows, counts, column_logsumexp))
 
 
 @_tiled.register_fake
@@ -192,8 +186,8 @@ def _(
     need_image: bool,
     need_text: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found = (x.new_empty(x.shape if needed else 0) for x, needed in ((image, need_image), (text, need_text)))
-    return *found, logit_scale.new_empty(())
+    grad_image, grad_text = (x.new_empty(x.shape if y else 0) for x, y in ((image, need_image), (text, need_text)))
+    return grad_image, grad_text, logit_scale.new_empty(())
 
 
 def _keep_sums(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -156,7 +156,7 @@ def one_program_launch(
     """Kernel and settings; ``valid_rows``, ``counts`` and ``columns``: which of the optional arguments are given."""
     block_n, block_k = _block(images), _block(texts)
     # Registers again: the more scores a thread holds, the less of D at a time.
-    block_d = 16 if block_n * block_k > 1024 else 32 if block_k > 16 else 64
+    block_d = 16 if block_n * block_k > 1024 else 32
     constants = {
         "D": width,
         "PAIRWISE": pairwise,
@@ -176,6 +176,7 @@ def scale_launch() -> Launch:
 
 
 def loss_and_gradients(
+    pairwise: bool,
     image: Tensor,
     text: Tensor,
     labels: Tensor,
@@ -183,7 +184,6 @@ def loss_and_gradients(
     valid_rows: Tensor | None,
     counts: Tensor | None,
     column_logsumexp: Tensor | None,
-    pairwise: bool,
 ) -> tuple[Tensor, Tensor]:
     """Loss, and a flat ``(N * D + K * D + 1,)`` float32 of the gradients of images, texts and logit scale.
 

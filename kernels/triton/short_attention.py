@@ -3,16 +3,18 @@
 The keys of a head fit a tile, so a row of scores is complete when it is there: softmax is exact, nothing is rescaled,
 and the scores never leave the registers. The backward pass computes them again from q and k and what the forward pass
 kept of each row. Queries are taken in tiles of BLOCK_Q rows; in the backward pass the gradients of keys and values stay
-in registers over all of them. Beyond 64 keys they would not: keys are then taken in panels of BLOCK_K, and the gradient
-of the queries is summed over them in memory, in float32, by the program itself, hence in one order.
+in registers over all of them. Where they would not fit, keys are taken in panels of BLOCK_K, and the gradient of the
+queries is summed over them in memory, in float32, by the program itself, hence in one order.
 
-What bounds it, in bfloat16 at head dimension 16 on an H100: a head of 37 tokens moves 4.7 KB forward and asks for
-48 x 64 exp, 190 cycles of a multiprocessor's special function units; the memory moves 4.7 KB in as long. At 122 tokens
-exp (128 x 128) takes three times as long as the bytes. The products need a tenth of that, hence no effort to keep
-padding out of them. Latency is hidden by many small programs side by side rather than by large ones: at 37 tokens one
-warp each, over twenty of them on a multiprocessor, every one with its rows of k and v under way. Several heads in one
-program would need the same registers and wait for one another. A warp owns 16 rows of a tile (BLOCK_Q = 16 warps), so
-that maxima and sums stay inside it; head dimensions from 32 on divide the keys among four warps instead.
+What bounds it, in bfloat16 at head dimension 16, per program on a multiprocessor of an H100 (14 bytes and 16 exp a
+cycle): at 37 tokens 4.7 KB take 330 cycles and 48 x 64 exp 190; at 122 tokens 15.6 KB take 1080 and 128 x 128 exp 1020.
+The backward pass moves twice the bytes for as many exp. So bytes first, each moved once, then exp; the products need a
+tenth of either, hence no effort to keep padding out of them. About 20 KB must be under way per multiprocessor to keep
+the memory busy: eight programs or more at 37 tokens, one warp each. Several heads in one program would need the same
+registers and wait for one another.
+
+A warp owns 16 rows of a tile, so that maxima and sums stay inside it, or, where such rows would fill its registers,
+four warps divide the keys (which Triton does when BLOCK_Q < BLOCK_D, hence the padding of head dimension 16 to 32).
 
 float32 multiplies in float32, without tensor cores: the error must not exceed that of eager float32.
 
@@ -225,13 +227,15 @@ def _launch(backward: bool, queries: int, keys: int, head_dim: int, dtype: torch
             warps = 8 if width == 64 else 2 if width == 16 and keys <= 64 else 4
         else:
             warps = min(8, max(2, panel // 32) * (2 if width == 64 else 1))
-    elif backward:
-        panel = min(panel, 64)
-    elif panel == 256:
-        width = max(32, width)  # a row of 256 scores is too much for one warp
-    if dtype != torch.float32 and width == 16:
-        rows = 16 if keys <= 64 else min(64, max(16, next_power_of_2(queries)))
-        warps = rows // 16
+    else:
+        if panel > (64 if backward else 128):
+            width = max(32, width)
+        if backward:
+            panel = min(panel, 128)
+            warps = 8 if width == 64 and panel == 128 else 4
+        if width == 16:
+            rows = 16 if keys <= 64 else min(64, max(16, next_power_of_2(queries)))
+            warps = rows // 16
     constants: dict[str, Any] = {
         "HEAD_DIM": head_dim,
         "HAS_LENGTHS": has_lengths,

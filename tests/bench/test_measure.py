@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from fastdiffclip.bench import measure
+from fastdiffclip.bench import measure, op_jobs
 from fastdiffclip.bench.floors import Floors, Work
 from fastdiffclip.bench.setups import without_paths
 
@@ -31,6 +31,14 @@ def test_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     measure.time_calls({n: lambda n=n: order.append(n) for n in "ab"}, CPU, seconds=0.0, fewest=4)
     assert "".join(order) == "aa" + "bb" + "ab" * 3  # warm-up and first repeat of each, then turns
+
+
+def test_a_mode_that_ends_in_graph_records_both_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+    monkeypatch.setattr(op_jobs, "captured", lambda call, device: recorded.append(call) or "replay")
+    leaf = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert op_jobs.backward(lambda x: (x * x).sum(), [leaf], "fwd+bwd graph") == "replay"
+    assert torch.equal(recorded[0]()[0], torch.tensor([2.0, 4.0]))
 
 
 def test_peak_of_one_call_is_what_it_takes_beyond_what_is_there() -> None:

@@ -61,7 +61,8 @@ def test_exams_are_ingested_and_evaluated(call: Callable[..., Result], exams: Pa
     done = call(["ingest", "--preset", "mrnet", "MRNet-v1.0", *options, "--out", "knees"], exams)
     assert done.code == 0, done.err
     assert "test: 6 exams, 3 of them 'Torn anterior cruciate ligament'" in done.out
-    arguments = ["evaluate", "knees", "--split", "official", "--shots", "4", "--seeds", "1", "--baselines", "svm", "--umd", "none"]
+    arguments = ["evaluate", "knees", "--split", "official", "--shots", "4", "--seeds", "1", "--umd", "none"]
+    arguments += ["--baselines", "svm"]
     done = call([*arguments, "--recipe", "mrnet", "--out", "result", "--json", *tiny("flc.epochs=30")], exams)
     assert done.code == 0, done.err
     ours = done.json["rows"][0]

@@ -85,17 +85,32 @@ def test_train_flc(interrupt: Interrupt, scene: Path) -> None:
     check(stopped, 130, "interrupted after step .* continue with --resume --out run", scene)
 
 
-def test_predict(interrupt: Interrupt, call: Callable[..., object], scene: Path) -> None:
-    cube = np.tile(np.load(scene / "cube.npy"), (20, 15, 1))
-    np.save(scene / "wide.npy", cube)
+def test_predict_goes_on_where_it_stopped(interrupt: Interrupt, call: Callable[..., Result], scene: Path) -> None:
+    np.save(scene / "wide.npy", np.tile(np.load(scene / "cube.npy"), (5, 6, 1)))
     model = ["train-flc", "scene.zarr", "--umd", "none", "--out", "m", *tiny("model.window=9")]
     train = ["ingest", "--hsi", "cube.npy", "--labels", "gt.npy", "--out", "scene.zarr", "--overwrite"]
     for command in (train, model, ["ingest", "--hsi", "wide.npy", "--out", "wide.zarr"]):
-        call(command, scene)
+        assert call(command, scene).code == 0
+    predict = ["predict", "wide.zarr", "--model", "m"]
     outputs = ["--out", "map.tif", "--png", "map.png", "--probabilities", "p.tif"]
-    stopped = interrupt(["predict", "wide.zarr", "--model", "m", *outputs], scene, r"predict .*[1-9]\d*/")
-    check(stopped, 130, "interrupted; nothing was left half-written", scene)
-    assert not [name for name in ("map.tif", "map.png", "p.tif", "map.tif.aux.xml") if (scene / name).exists()]
+    said = r"predict was interrupted after (\d+) of 19 tiles; continue with --resume --out map.tif"
+    tiles = []
+    for number, more in ((signal.SIGINT, []), (signal.SIGTERM, ["--resume"])):
+        stopped = interrupt([*predict, *outputs, *more], scene, r"predict .*[1-9]\d*/36000", number)
+        assert stopped.code == 128 + number, stopped.end
+        assert stopped.seconds < SOON and "Traceback" not in stopped.end
+        found = re.search(said, stopped.end)
+        assert found, stopped.end
+        tiles.append(int(found[1]))
+        names = {path.name for path in scene.iterdir()}
+        assert ".map.tif.partial" in names and not names & {"map.tif", "map.png", "p.tif", "map.tif.aux.xml"}
+    assert 0 < tiles[0] < tiles[1] < 19
+    ended = call([*predict, *outputs, "--resume", "--memory", "8GiB", "--json"], scene)
+    assert ended.code == 0 and not (scene / ".map.tif.partial").exists()
+    whole = call([*predict, "--out", "whole.tif", "--probabilities", "whole_p.tif"], scene)
+    assert whole.code == 0 and leftovers(scene) == []
+    for name, other in (("map.tif", "whole.tif"), ("p.tif", "whole_p.tif")):
+        assert (scene / name).read_bytes() == (scene / other).read_bytes()
 
 
 def test_evaluate(interrupt: Interrupt, scene: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,15 @@ def test_masks_from_files(small_scene: Scene, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputDataError, match=said):
             interest_of(small_scene, mask=path)
+
+
+def test_polygons_and_regions_are_masks_too(small_scene: Scene, tmp_path: Path) -> None:
+    square = [[500004, 5199998], [500010, 5199998], [500010, 5199990], [500004, 5199990], [500004, 5199998]]
+    feature = {"type": "Feature", "properties": {"keep": 1}, "geometry": {"type": "Polygon", "coordinates": [square]}}
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32632"}}
+    collection = {"type": "FeatureCollection", "crs": crs, "features": [feature]}
+    (tmp_path / "plots.geojson").write_text(json.dumps(collection))
+    found = interest_of(small_scene, mask=f"{tmp_path / 'plots.geojson'}:keep")
+    assert found.pixels == 12 and found.wanted(Rect(1, 5, 2, 5)).all()
+    inside = interest_of(small_scene, "pixels:3,0,9,9", f"{tmp_path / 'plots.geojson'}:keep")
+    assert inside.pixels == 8 and inside.area == Rect(0, 9, 3, 9)

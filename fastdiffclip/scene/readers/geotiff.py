@@ -43,13 +43,20 @@ def open_geotiff(path: Path, variable: str | None) -> RasterSource:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             dataset = rasterio.open(path, driver="GTiff")
-    except RasterioError as error:
-        raise InputDataError(f"{path} cannot be read as GeoTIFF, it may be truncated or damaged ({error})") from error
+    except (RasterioError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from error
     try:
         return _describe(path, dataset)
+    except (RasterioError, UnicodeDecodeError) as error:
+        dataset.close()
+        raise _damaged(path, error) from error
     except BaseException:
         dataset.close()
         raise
+
+
+def _damaged(path: Path, error: Exception) -> InputDataError:
+    return InputDataError(f"{path} cannot be read as GeoTIFF, it may be truncated or damaged ({error})")
 
 
 def _describe(path: Path, dataset: rasterio.DatasetReader) -> RasterSource:

@@ -308,3 +308,10 @@ def test_real_crops_bring_their_wavelengths(real_data: Path) -> None:
             assert 360 < source.wavelengths[0] < source.wavelengths[-1] < 1100
     with pytest.raises(InputDataError, match=r"train_data\(1\)\.\w+ \("):
         open_raster(folder / "an_hsi_img_for_class_demo.mat", "train_data")
+
+
+def test_a_name_that_is_none_is_told_at_once(tmp_path: Path) -> None:
+    scipy.io.savemat(tmp_path / "a.mat", {"HSI": np.ones((2, 3))})
+    for name in ("a" * 60 + "(", "a." * 40 + "{", "HSI{0}", "HSI..z"):  # a careless pattern tries 2**60 ways
+        with pytest.raises(InputDataError, match="has no variable .* it holds HSI"):
+            open_raster(tmp_path / "a.mat", name)

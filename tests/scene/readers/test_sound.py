@@ -82,6 +82,18 @@ def test_damaged_geotiffs(tmp_path: Path) -> None:
     assert np.isinf(values[..., 0]).all() and (values[..., 1] == np.float32(1e30)).all()
 
 
+def test_a_geotiff_whose_names_are_no_text(tmp_path: Path) -> None:
+    shape = {"height": 2, "width": 3, "count": 1, "dtype": "uint8"}
+    crs = 'LOCAL_CS["a made up plane",UNIT["metre",1]]'
+    with rasterio.open(tmp_path / "a.tif", "w", crs=crs, transform=Affine(1, 0, 9, 0, -1, 9), **shape) as dataset:
+        dataset.write(np.ones((1, 2, 3), np.uint8))
+    data = (tmp_path / "a.tif").read_bytes()
+    assert b"made up" in data
+    (tmp_path / "a.tif").write_bytes(data.replace(b"made up", b"made\xa0up"))
+    with pytest.raises(InputDataError, match=r"a\.tif cannot be read as GeoTIFF, it may be truncated or damaged"):
+        open_raster(tmp_path / "a.tif")
+
+
 def test_a_scale_in_a_store(tmp_path: Path) -> None:
     import zarr
 
