@@ -187,9 +187,10 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], fing
     root.mkdir(exist_ok=True)
     data = pack_tensors(tensors)
     write_atomic(root / f"{step:09d}.safetensors", data)
-    meta = {"step": step, "fingerprint": fingerprint, "sha256": hashlib.sha256(data).hexdigest()}
+    sha256 = hashlib.sha256(data).hexdigest()
+    meta = {"step": step, "fingerprint": fingerprint, "sha256": sha256}
     write_json(root / f"{step:09d}.json", meta)
-    unpack_tensors(root / f"{step:09d}.safetensors", meta["sha256"])  # before an older one goes: does it read back?
+    unpack_tensors(root / f"{step:09d}.safetensors", sha256)  # before an older one goes: does it read back?
     for old in sorted(root.glob("*.json"))[:-KEEP]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)

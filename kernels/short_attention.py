@@ -113,11 +113,9 @@ def _run(impl: str, q: Tensor, k: Tensor | None, v: Tensor | None, lengths: Tens
 
 
 def _launcher(impl: str) -> ModuleType:
-    if impl == "native":
-        from fastdiffclip.kernels.native import short_attention as launcher
-    else:
-        from fastdiffclip.kernels.triton import short_attention as launcher
-    return launcher
+    from importlib import import_module
+
+    return import_module(f"fastdiffclip.kernels.{impl}.short_attention")
 
 
 def _forward(

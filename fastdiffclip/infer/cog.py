@@ -92,7 +92,8 @@ def _described(raw: RawFile, text: str, stack: ExitStack) -> Path:
 
 def _overviews(raw: RawFile, side: int, classes: bool, stack: ExitStack) -> list[RawFile]:
     """Raw files of half the size each, beside the first one, until one tile holds all; removed with the stack."""
-    found, last = [], raw
+    found: list[RawFile] = []
+    last = raw
     while max(last.height, last.width) > side:
         layer = replace(raw.layer, name=f"{raw.layer.name}.{len(found) + 1}")
         size = -(-last.height // 2), -(-last.width // 2)

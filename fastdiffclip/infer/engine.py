@@ -22,7 +22,8 @@ from torch import Tensor
 from fastdiffclip.infer.classifier import Classifier
 from fastdiffclip.infer.tiles import Rect, Tiling
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)

@@ -119,11 +119,11 @@ def _pixels_in(xmin: float, ymin: float, xmax: float, ymax: float, scene: Scene)
             f"for example {PIXELS}0,0,{scene.width},{scene.height}"
         )
     there = Affine(*scene.affine_transform[:6])
-    cols, rows = _corners(~there, (xmin, xmax), (ymin, ymax))
+    cols, rows = _corners(tuple(~there), (xmin, xmax), (ymin, ymax))
     # The centre of pixel n lies at n + 0.5; the tolerance is for boxes that were computed from the grid.
     left, top = (math.ceil(min(values) - 0.5 - 1e-6) for values in (cols, rows))
     right, bottom = (math.floor(max(values) - 0.5 + 1e-6) + 1 for values in (cols, rows))
-    xs, ys = _corners(there, (0, scene.width), (0, scene.height))
+    xs, ys = _corners(tuple(there), (0, scene.width), (0, scene.height))
     extent = ",".join(f"{value:.10g}" for value in (min(xs), min(ys), max(xs), max(ys)))
     return Rect(top, bottom, left, right), extent
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,10 +25,14 @@ MEBI = 1 << 20
 class Readable(Protocol):
     """What prediction reads from: a stored scene, or raster files as one."""
 
-    name: str
-    height: int
-    width: int
-    modalities: dict[str, Modality]
+    @property
+    def name(self) -> str: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def modalities(self) -> Mapping[str, Modality]: ...
 
     def chunk_rows(self, modality: str) -> int: ...
     def valid_chunk_rows(self, modality: str) -> int: ...

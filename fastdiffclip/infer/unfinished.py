@@ -155,7 +155,7 @@ def start(out: Path, run: Mapping[str, Any], resume: bool) -> tuple[Lock, bool]:
     try:
         found = _stored(folder)
         resumed = resume and found is not None
-        if resumed and found != run:
+        if resume and found is not None and found != run:
             raise UsageError(
                 f"the unfinished prediction of {out} was started with {_difference(found, run)}; "
                 f"resume with the same, or leave out --resume to start again"

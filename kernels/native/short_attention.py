@@ -6,6 +6,7 @@ import ctypes
 import functools
 import struct
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ _ABSENT = (0, 0, 0, 0)
 @functools.cache
 def _functions() -> tuple[list[Callable[[bytes], int]], int]:
     library = loader.load()
-    calls = [library.fdc_short_attention_forward, library.fdc_short_attention_backward]
+    calls: list[Any] = [library.fdc_short_attention_forward, library.fdc_short_attention_backward]
     for call in calls:
         call.restype, call.argtypes = ctypes.c_int64, [ctypes.c_char_p]
     return calls, library.fdc_best_isa()
