@@ -112,6 +112,7 @@ def _run(impl: str, q: Tensor, k: Tensor | None, v: Tensor | None, lengths: Tens
     return _forward(q, k, v, lengths, scale, impl)[0]
 
 
+@functools.cache
 def _launcher(impl: str) -> ModuleType:
     from importlib import import_module
 

@@ -172,7 +172,8 @@ def test_resume_with_nothing_there_starts_fresh(scene: Path, call: Callable[...,
     fresh = call(["train-umd", "scene.zarr", "--out", "m", "--resume", "--json", *tiny()], scene)
     assert fresh.code == 0 and {path.name for path in (scene / "m").iterdir()} == RUN_FILES
     again = call(["train-umd", "scene.zarr", "--out", "m", "--resume", "--json", *tiny()], scene)
-    assert again.code == 0 and again.json == fresh.json  # finished already: the same figures, no second training
+    # Finished already: the same figures, no second training, and so no first step.
+    assert again.code == 0 and again.json == {**fresh.json, "seconds_to_first_step": None}
     call(["train-umd", "scene.zarr", "--out", "m", *tiny()], scene).one_sentence(2, "m is not empty")
     other = call(["train-umd", "scene.zarr", "--out", "m", "--resume", *tiny("umd.lr=1")], scene)
     other.one_sentence(2, "m was started with other settings")

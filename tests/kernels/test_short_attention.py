@@ -218,6 +218,18 @@ def test_padding_tokens_have_no_influence(impl, dtype, index_dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_most_of_a_long_sequence_may_be_padding(compiled_impl, dtype):
+    q, k, v, g = draw(1, 5, 200, 1, 16, dtype)
+    lengths = torch.tensor([3])
+    found = results(lambda *x: short_attention(*x, lengths=lengths, impl=compiled_impl), q, k, v, g)
+    cut = results(lambda *x: short_attention(*x, impl=compiled_impl), q, k[:, :3], v[:, :3], g)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    for mine, other in zip(found, cut, strict=True):
+        torch.testing.assert_close(mine[:, : other.shape[1]], other, rtol=tolerance, atol=tolerance)
+        assert not mine[:, other.shape[1] :].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_strided_views(impl, dtype):
     """q, k and v as views of one projection, of heads before tokens, and with a last axis that is not contiguous."""
     tokens = 9 if impl == "triton" else 37
