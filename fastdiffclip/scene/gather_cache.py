@@ -100,7 +100,7 @@ def _signature(numba: ModuleType, dtype: np.dtype) -> Any:
     vector, table = given(types.float32, 1), given(types.int64, 2)
     out = types.Array(types.float32, 3, "C")
     pixels, valid = given(numba.from_dtype(dtype), 2), given(types.uint8, 1)
-    return types.void(pixels, vector, vector, valid, table, table, types.int64, out, types.int64)
+    return types.void(pixels, vector, vector, valid, table, table, types.int64, out)
 
 
 def _compile_into(sealed: Path, stamp: str, build: Callable[[Path | None], Callable[..., None]]) -> Callable[..., None]:

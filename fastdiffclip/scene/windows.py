@@ -51,7 +51,6 @@ logger = logging.getLogger(__name__)
 # What numba compiles; float16 it cannot read on a CPU, and that path takes numpy.
 _NUMBA_DTYPES = frozenset({"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"})
 _BATCH_BYTES = 64 << 20
-_STREAMED_BYTES = 64 << 20  # more than the last-level cache of most processors
 # numba's workqueue layer aborts the process when two threads run parallel code at once.
 _parallel = threading.Lock()
 
@@ -102,7 +101,7 @@ def gather_windows(
     arrays = (modality.pixels, modality.scale, modality.offset, modality.valid, extents, centres)
     with _parallel, _torch_threads_kept() as threads:
         _use_threads(threads)
-        compiled(*(np.ascontiguousarray(a) for a in arrays), radius, out, _lead(out))
+        compiled(*(np.ascontiguousarray(a) for a in arrays), radius, out)
     return out
 
 
@@ -174,11 +173,6 @@ def gather_backend() -> tuple[str, str]:
     """Return ``(name, reason)``: ("numba", "") or ("numpy", why numba is not used). Compiles on first use."""
     compiled, reason = _compiled("uint16")
     return ("numba", "") if compiled else ("numpy", reason)
-
-
-def _lead(out: np.ndarray) -> int:
-    """Floats of ``out`` before a cache line begins; -1 where it may stay in the caches for whoever reads it next."""
-    return -1 if out.nbytes < _STREAMED_BYTES else -(out.ctypes.data // 4) % 16
 
 
 @contextmanager
