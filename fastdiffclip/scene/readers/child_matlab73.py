@@ -60,7 +60,12 @@ def open(path: str, name: str) -> dict[str, Any]:
     shape = _shape(item)
     if len(shape) not in (2, 3) or 0 in shape:
         raise Refused(f"has shape {shape}, expected (height, width) or (height, width, bands)")
-    _ready[path, name] = rows_of(item, (1, 0, None) if len(shape) == 2 else (2, 1, 0))
+    if item.ndim == 1:  # MATLAB writes none; others do, and MATLAB shows it as a column
+        if item.size > LARGEST_VECTOR:
+            raise Refused(f"has {item.size} elements in one dimension, expected at most {LARGEST_VECTOR}")
+        _ready[path, name] = Rows((1, item.size), item.dtype, (1, 0, None), item[()][None].__getitem__, None)
+    else:
+        _ready[path, name] = rows_of(item, (1, 0, None) if len(shape) == 2 else (2, 1, 0))
     return {"shape": list(shape), "dtype": item.dtype.newbyteorder("=").str}
 
 
@@ -138,7 +143,7 @@ def _shape(item: h5py.HLObject | _Element) -> tuple[int, ...]:
         return (0, 0)
     if item.attrs.get("MATLAB_empty") and item.size <= DEEPEST:
         return tuple(int(size) for size in item[()].ravel())
-    return tuple(reversed(item.shape))
+    return (item.size, 1) if item.ndim == 1 else tuple(reversed(item.shape))
 
 
 def _collect(name: str, item: h5py.HLObject | _Element, found: list[list[Any]], depth: int) -> None:

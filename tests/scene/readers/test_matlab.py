@@ -189,6 +189,16 @@ def test_wavelengths_beside_the_array(
         assert source.wavelengths == expected
 
 
+def test_a_vector_of_one_dimension_is_a_column(tmp_path: Path) -> None:
+    """MATLAB writes none, h5py does."""
+    with h5py.File(write_matlab73(tmp_path / "x.mat", {"cube": CUBE}), "r+") as file:
+        file["wavelength"] = WAVES.ravel()
+    with open_raster(tmp_path / "x.mat", "cube") as source:
+        assert source.wavelengths == (450.0, 550.0, 650.0)
+    with open_raster(tmp_path / "x.mat", "wavelength") as source:
+        np.testing.assert_array_equal(whole(source)[:, :, 0], WAVES.T)
+
+
 def test_fwhm_beside_the_array(tmp_path: Path) -> None:
     info = {"wavelength": WAVES / 1000, "fwhm": np.full((1, 3), 0.01)}
     with open_raster(write_matlab5(tmp_path / "x.mat", {"s": {"cube": CUBE, "info": info}}), "s.cube") as source:
