@@ -1,7 +1,7 @@
 """What is timed, as data: suites, shapes, implementations. Row names are a promise; scripts read them.
 
 Shape letters: B windows or sequences, P side of a window, L tokens, V visible tokens, C channels, H heads (or height),
-E head width, N images, K texts, D embedding width, W width.
+E head width, N images, K texts, D embedding width, W width, R rows, I and O features in and out.
 """
 
 from __future__ import annotations
@@ -75,6 +75,13 @@ CASES: tuple[Case, ...] = (
         for device, batch in (("cpu", 16), ("cuda", 4096))
         for length in (37, 122)
         for dtype in (FP32, BF16)
+        for mode in ("fwd", "fwd+bwd")
+    ),
+    *(
+        # 256 windows' visible tokens with a class token, in the width of the model; the band projection of spectra.
+        _op("linear", mode, FP32, ("reference",), ("reference", "native"), {"R": rows, "I": inside, "O": outside},
+            {"R": 20, "I": 16, "O": 24}, ("cpu",))
+        for rows, inside, outside in ((9472, 128, 128), (9472, 128, 384), (2048, 145, 128))
         for mode in ("fwd", "fwd+bwd")
     ),
     Case("io", "scene_read", "fwd", (("plain", "uint16"), ("engine", "uint16")), ("plain",),

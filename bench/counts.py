@@ -40,13 +40,14 @@ class _Traffic(TorchDispatchMode):
 
 
 def count_work(call: Callable[[], Any], model: nn.Module) -> Counts:
-    """Run ``call`` once and count what it did; ``model`` attends by torch's own fused attention meanwhile.
+    """Run ``call`` once and count what it did; ``model`` attends and multiplies by torch's own operations meanwhile.
 
-    Attention of this project's library goes past torch's dispatcher, where nothing can be counted.
+    What this project's library does goes past torch's dispatcher, where nothing can be counted.
     """
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
     from fastdiffclip.model.attention import Attention
+    from fastdiffclip.model.linear import Linear
 
     def forward(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return int(sdpa_flop_count(q, k, v))
@@ -59,15 +60,20 @@ def count_work(call: Callable[[], Any], model: nn.Module) -> Counts:
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
-    before = [part.backend for part in layers]
+    products = [part for part in model.modules() if isinstance(part, Linear)]
+    before, forced = [part.backend for part in layers], [part.impl for part in products]
     for part in layers:
         part.backend = "sdpa"
+    for product in products:
+        product.impl = "reference"
     try:
         with FlopCounterMode(display=False, custom_mapping=fused) as flops, _Traffic() as traffic:
             call()
     finally:
         for part, backend in zip(layers, before, strict=True):
             part.backend = backend
+        for product, impl in zip(products, forced, strict=True):
+            product.impl = impl
     return Counts(float(flops.get_total_flops()), float(traffic.bytes))
 
 

@@ -21,7 +21,7 @@ from fastdiffclip.bench import plain
 from fastdiffclip.bench.published import PUBLISHED, leaves_of, published_loss
 from fastdiffclip.bench.setups import SkipCase, draw_centres, flat_scene, without_paths
 from fastdiffclip.errors import UsageError
-from fastdiffclip.kernels import contrastive, masked_mse, philox, short_attention_packed, visible_noise
+from fastdiffclip.kernels import contrastive, linear, masked_mse, philox, short_attention_packed, visible_noise
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # of the reference, relative to the largest true value
 SLACK = {"float32": 1e-6, "bfloat16": 2e-3}  # what another order of sums may add to eager's error
@@ -296,9 +296,30 @@ def attention_call(impl: str, device: torch.device, lengths: Tensor | None = Non
     return functools.partial(short_attention_packed, lengths=lengths, impl=impl)
 
 
+def gate_linear(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
+    """Output and the gradients of x, weight and bias, at sizes that fill no tile, and without a bias."""
+    found = []
+    for rows, inside, outside, biased in ((37, 145, 128, True), (131, 128, 384, True), (5, 7, 3, False)):
+        leaves = [_random(3, rows, inside, dtype=dtype, seed=1), _random(outside, inside, dtype=dtype, seed=2)]
+        leaves += [_random(outside, dtype=dtype, seed=3)] if biased else []
+        truth = with_gradients(_product, *(leaf.double() for leaf in leaves))
+
+        def run(name: str, there: tuple[Tensor, ...] = tuple(leaf.to(device) for leaf in leaves)) -> list[Tensor]:
+            return with_gradients(functools.partial(linear, impl=name), *there)
+
+        found.append(_against_eager(truth, run, impl, dtype))
+    return max(found, key=lambda pair: float("inf") if pair[0] != pair[0] else pair[0] / pair[1])
+
+
+def _product(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+    """x W^T + b, as a sum over features."""
+    return torch.einsum("brk,nk->brn", x, weight) + sum(bias)
+
+
 OPS: dict[str, Callable[[str, str, torch.device], tuple[float, float]]] = {
     "visible_noise": gate_visible_noise,
     "masked_mse": gate_masked_mse,
     "contrastive": gate_contrastive,
     "short_attention": gate_short_attention,
+    "linear": gate_linear,
 }

@@ -85,15 +85,15 @@ def judge(device: torch.device) -> tuple[list[dict[str, Any]], list[dict[str, st
     return [verdict.as_row() for verdict in gate.verdicts.values()], missing
 
 
-def training(device: torch.device, quick: bool = False) -> list[dict[str, Any]]:
-    """50 steps (12 when quick) of both stages on ``device``, in float32 and bfloat16, against plain code on the CPU."""
+def training(device: torch.device, quick: bool = False, steps: int | None = None) -> list[dict[str, Any]]:
+    """``steps`` (50, or 12 when quick) of both stages on ``device``, in both dtypes, against plain code on the CPU."""
     from fastdiffclip.bench.setups import Sizes, flc_setup, umd_setup
     from fastdiffclip.runtime import Compute
 
     sizes = Sizes.small() if quick else Sizes(bands=(48, 1), window=7, width=64, depth=2, decoder_depth=2, umd_batch=32,
                                               flc_batch=32, side=64)  # fmt: skip
     rows: list[dict[str, Any]] = []
-    steps = QUICK_STEPS if quick else STEPS
+    steps = steps or (QUICK_STEPS if quick else STEPS)
     for stage, make in (("umd", umd_setup), ("flc", flc_setup)):
         for dtype in ("float32", "bfloat16"):
             row: dict[str, Any] = {"stage": stage, "dtype": dtype, "device": device.type, "steps": steps}
@@ -127,7 +127,7 @@ def _compared(ours: list[float], plain: list[float], dtype: str) -> dict[str, An
 
 
 def _losses(setup: Any, steps: int) -> tuple[list[float], list[float]]:
-    from fastdiffclip.train.engine import adam
+    from fastdiffclip.train.loop import adam
     from fastdiffclip.train.steps import take_steps
 
     ours, plain = [], []

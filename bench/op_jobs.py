@@ -20,7 +20,7 @@ from fastdiffclip.bench.measure import captured
 from fastdiffclip.bench.published import PUBLISHED, leaves_of, published_loss
 from fastdiffclip.bench.setups import SkipCase, draw_centres, flat_scene
 from fastdiffclip.errors import UsageError
-from fastdiffclip.kernels import FlatScene, contrastive, masked_mse, philox, reference, visible_noise
+from fastdiffclip.kernels import FlatScene, contrastive, linear, masked_mse, philox, reference, visible_noise
 
 CHUNK_ROWS = 4096
 Variant = tuple[str, str]
@@ -71,6 +71,7 @@ def op_jobs(case: Case, sizes: Mapping[str, int], device: torch.device, variants
         "masked_mse": _masked_mse,
         "contrastive": _contrastive,
         "short_attention": _short_attention,
+        "linear": _linear,
     }[case.name]
     yield make(case, sizes, device, variants)
 
@@ -200,4 +201,19 @@ def _short_attention(case: Case, sizes: Mapping[str, int], device: torch.device,
     jobs = Jobs(Work(flops, tensors * math.prod(shape) * dtype.itemsize))
     for impl, name in variants:
         jobs.add((impl, name), functools.partial(_attention, impl, packed, case.mode), probe=True)
+    return jobs
+
+
+def _linear(case: Case, sizes: Mapping[str, int], device: torch.device, variants: list[Variant]) -> Jobs:
+    rows, inside, outside = sizes["R"], sizes["I"], sizes["O"]
+    dtype = getattr(torch, variants[0][1])
+    shapes = ((rows, inside), (outside, inside), (outside,))
+    leaves = [torch.randn(shape, device=device).to(dtype).requires_grad_(True) for shape in shapes]
+    backwards = case.mode == "fwd+bwd"
+    # Forward: x and weight in, the output out. Backward: these and the output's gradient in, two gradients out.
+    moved = (rows * inside + inside * outside + rows * outside) * dtype.itemsize * (3 if backwards else 1)
+    jobs = Jobs(Work(2.0 * (3 if backwards else 1) * rows * inside * outside, moved))
+    for impl, name in variants:
+        op = functools.partial(linear, impl=impl)
+        jobs.add((impl, name), functools.partial(backward, op, leaves, case.mode), probe=True)
     return jobs

@@ -114,17 +114,30 @@ def attend(q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor, causal: bool = False)
     return (torch.softmax(scores, dim=-1) @ v).transpose(1, 2)
 
 
+def project(layer: Any, x: Tensor) -> Tensor:
+    """A linear layer as torch computes it; the model's own has an implementation for some processors."""
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def run_stem(stem: Any, x_BLC: Tensor) -> Tensor:
+    """Pixels of one modality to tokens, ``(B, L, D)``."""
+    projected = project(stem.token, F.gelu(project(stem.second, F.gelu(project(stem.first, x_BLC)))))
+    normed: Tensor = stem.norm(projected)
+    return normed
+
+
 def run_block(block: Any, x_BLD: Tensor) -> Tensor:
     """One transformer block of the image side."""
     attention, (batch, length, width) = block.attention, x_BLD.shape
-    qkv = attention.qkv(block.norm1(x_BLD)).view(batch, length, 3, attention.heads, width // attention.heads)
-    x_BLD = x_BLD + attention.out(attend(*qkv.unbind(2)).flatten(2))
-    return x_BLD + block.contract(F.gelu(block.expand(block.norm2(x_BLD))))
+    qkv = project(attention.qkv, block.norm1(x_BLD)).view(batch, length, 3, attention.heads, width // attention.heads)
+    q, k, v = qkv.unbind(2)
+    x_BLD = x_BLD + project(attention.out, attend(q, k, v).flatten(2))
+    return x_BLD + project(block.contract, F.gelu(project(block.expand, block.norm2(x_BLD))))
 
 
 def encode(encoder: Any, m: int, x_BLC: Tensor, ids_BV: Tensor | None, timestep_B: Tensor) -> Tensor:
     """One modality through the encoder, ``(B, 1 + V, D)``: all tokens are projected, then the visible ones taken."""
-    tokens = encoder.stems[encoder.names[m]](x_BLC) + encoder.positions[1:]
+    tokens = run_stem(encoder.stems[encoder.names[m]], x_BLC) + encoder.positions[1:]
     if ids_BV is not None:
         tokens = take_tokens(tokens, ids_BV)
     head_BD = encoder.class_tokens[m] + encoder.timestep(timestep_B) + encoder.positions[0]
@@ -137,14 +150,13 @@ def encode(encoder: Any, m: int, x_BLC: Tensor, ids_BV: Tensor | None, timestep_
 
 def decode(decoder: Any, encoded_BVD: Tensor, ids_BV: Tensor) -> Tensor:
     """Restored windows ``(B, L, C)``."""
-    tokens = decoder.embed(encoded_BVD)
+    tokens = project(decoder.embed, encoded_BVD)
     full = decoder.mask_token.expand(len(tokens), len(decoder.positions) - 1, -1)
     full = full.scatter(1, ids_BV[:, :, None].expand(-1, -1, tokens.shape[2]), tokens[:, 1:])
     x = torch.cat([tokens[:, :1], full], dim=1) + decoder.positions
     for block in decoder.blocks:
         x = run_block(block, x)
-    restored: Tensor = decoder.restore(decoder.norm(x[:, 1:]))
-    return restored
+    return project(decoder.restore, decoder.norm(x[:, 1:]))
 
 
 def restoration_loss(

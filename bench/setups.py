@@ -18,7 +18,7 @@ from fastdiffclip.kernels import FlatScene, philox
 if TYPE_CHECKING:
     from fastdiffclip.config import Config
     from fastdiffclip.runtime import Compute
-    from fastdiffclip.train.engines import Engine
+    from fastdiffclip.train.engine import Engine
     from fastdiffclip.train.flc import FlcStep
     from fastdiffclip.train.umd import UmdStep
 
@@ -161,7 +161,7 @@ def umd_setup(
     """Models, data and both kinds of step; ``samples`` windows, None for one batch (then no batch is short)."""
     from fastdiffclip.model.mask_diffusion import MaskDiffusion
     from fastdiffclip.train.data import UmdData
-    from fastdiffclip.train.engine import start_engine
+    from fastdiffclip.train.loop import start_engine
     from fastdiffclip.train.umd import UmdStep
     from fastdiffclip.train.world import World
 
@@ -206,8 +206,8 @@ def flc_setup(
     """Models, labelled windows and both kinds of step; classes of unequal size."""
     from fastdiffclip.model.language_classifier import LanguageClassifier
     from fastdiffclip.model.text import load_tokenizer
-    from fastdiffclip.train.engine import start_engine
     from fastdiffclip.train.flc import FlcStep
+    from fastdiffclip.train.loop import start_engine
     from fastdiffclip.train.world import World
 
     config, there, tokenizer = sizes.config(), plain_device or where.device, load_tokenizer()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastdiffclip import __version__
 from fastdiffclip.config import Config, build_config, dump_config
-from fastdiffclip.errors import InputDataError, UsageError
+from fastdiffclip.errors import InputDataError, ResourceError, UsageError
 from fastdiffclip.files import write_atomic
 from fastdiffclip.runtime import machine, versions
 
@@ -35,7 +35,7 @@ MODEL, CONFIG, MANIFEST, METRICS, LOG = (
     "log.csv",
 )
 CHECKPOINTS, KEEP = "checkpoints", 2
-LOSSES = "losses"
+LOSSES, CHECK = "losses", "check"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def find_runs(scene_sha256: str | None, stage: str, root: Path = Path("runs")) -
     found = []
     for manifest_path in root.glob(f"**/{MANIFEST}"):
         try:
-            manifest = read_json(manifest_path)
+            manifest = read_checked(manifest_path)
         except InputDataError as error:
             logger.warning("a run is passed over: %s", error)
             continue
@@ -82,11 +82,49 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+def write_checked(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`write_json` of an object with a checksum of itself; returns what :func:`read_checked` will."""
+    plain: dict[str, Any] = json.loads(json.dumps(value))
+    plain[CHECK] = _check(plain)
+    write_json(path, plain)
+    return plain
+
+
+def read_checked(path: Path) -> dict[str, Any]:
+    """What :func:`write_checked` wrote.
+
+    Raises:
+        InputDataError: the file is missing, is no JSON object, or differs from its checksum.
+    """
+    value = read_json(path)
+    if value.get(CHECK) != _check(value):
+        raise InputDataError(f"{path} does not match its own checksum: it is damaged or was changed")
+    return value
+
+
+def _check(value: Mapping[str, Any]) -> str:
+    rest = {key: entry for key, entry in value.items() if key != CHECK}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """safetensors bytes of CPU copies."""
     from safetensors.torch import save
 
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def read_verified(path: Path, sha256: str | None) -> bytes:
+    """The bytes of a file of a run; None leaves the checksum out. Raises as :func:`unpack_tensors`."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputDataError(f"{path} is missing; a run folder holds {MODEL}, {CONFIG} and {MANIFEST}") from None
+    except OSError as error:
+        raise InputDataError(f"{path} cannot be read: {error.strerror}") from None
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise InputDataError(f"{path} does not match the checksum in its manifest: it is damaged or was changed")
+    return data
 
 
 def unpack_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
@@ -99,14 +137,7 @@ def unpack_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
-        data = path.read_bytes()
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            raise InputDataError(f"{path} does not match the checksum in its manifest: it is damaged or was changed")
-        return load(data)
-    except FileNotFoundError:
-        raise InputDataError(f"{path} is missing; a run folder holds {MODEL}, {CONFIG} and {MANIFEST}") from None
-    except OSError as error:
-        raise InputDataError(f"{path} cannot be read: {error.strerror}") from None
+        return load(read_verified(path, sha256))
     except SafetensorError as error:
         raise InputDataError(f"{path} is not a whole safetensors file: {error}") from None
 
@@ -135,10 +166,11 @@ def save_run(
         "steps": len(losses),
         "seconds_to_first_step": None if first_step is None else round(first_step, 3),
     }
+    settings = dump_config(config).encode()
     write_atomic(folder / MODEL, data)
-    write_atomic(folder / CONFIG, dump_config(config).encode())
+    write_atomic(folder / CONFIG, settings)
     write_json(folder / METRICS, metrics)
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "stage": stage,
         "fastdiffclip": __version__,
@@ -146,12 +178,12 @@ def save_run(
         "seed": seed,
         "scenes": scenes,
         "fingerprint": identity,
-        "sha256": {MODEL: hashlib.sha256(data).hexdigest()},
+        "sha256": {MODEL: hashlib.sha256(data).hexdigest(), CONFIG: hashlib.sha256(settings).hexdigest()},
         "versions": versions(),
         "machine": machine(),
         **extra,
     }
-    write_json(folder / MANIFEST, manifest)
+    manifest = write_checked(folder / MANIFEST, manifest)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return manifest
 
@@ -167,33 +199,42 @@ def load_run(folder: Path, stage: str) -> Run:
     manifest_path = folder / MANIFEST
     if not manifest_path.is_file():
         raise InputDataError(f"{folder} is not a finished run: it has no {MANIFEST}")
-    manifest = read_json(manifest_path)
+    manifest = read_checked(manifest_path)
     if manifest.get("stage") != stage or manifest.get("format") != FORMAT:
         raise InputDataError(
             f"{folder} holds a run of stage {manifest.get('stage')!r}, format {manifest.get('format')}; "
             f"expected stage {stage!r}, format {FORMAT}"
         )
-    tensors = unpack_tensors(folder / MODEL, manifest.get("sha256", {}).get(MODEL))
+    tensors = unpack_tensors(folder / MODEL, manifest["sha256"][MODEL])
     try:
-        config = build_config(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
+        settings = read_verified(folder / CONFIG, manifest["sha256"][CONFIG])
+        config = build_config(yaml.safe_load(settings.decode()) or {})
     except (OSError, ValueError, AttributeError, UsageError, yaml.YAMLError) as error:
         raise InputDataError(f"{folder / CONFIG} cannot be read: {error}") from None
     return Run(folder, config, tensors, manifest)
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], fingerprint: str) -> None:
-    """Write ``checkpoints/<step>`` atomically and keep the newest two."""
-    root = folder / CHECKPOINTS
-    root.mkdir(exist_ok=True)
+    """Write ``checkpoints/<step>`` atomically and keep the one before it.
+
+    What is there of later steps did not read back when this run resumed, and goes, too. Raises
+    :class:`ResourceError` when the disk is full; nothing of the step is left then, and what was there stays.
+    """
+    path = folder / CHECKPOINTS / f"{step:09d}.safetensors"
     data = pack_tensors(tensors)
-    write_atomic(root / f"{step:09d}.safetensors", data)
     sha256 = hashlib.sha256(data).hexdigest()
-    meta = {"step": step, "fingerprint": fingerprint, "sha256": sha256}
-    write_json(root / f"{step:09d}.json", meta)
-    unpack_tensors(root / f"{step:09d}.safetensors", sha256)  # before an older one goes: does it read back?
-    for old in sorted(root.glob("*.json"))[:-KEEP]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    try:
+        write_atomic(path, data)
+        write_checked(path.with_suffix(".json"), {"step": step, "fingerprint": fingerprint, "sha256": sha256})
+    except ResourceError:
+        path.unlink(missing_ok=True)
+        raise
+    unpack_tensors(path, sha256)  # before an older one goes: does it read back?
+    before = sorted((other.stem for other in path.parent.glob("*.json") if other.stem < path.stem), reverse=True)
+    kept = {path.stem, *before[: KEEP - 1]}
+    for other in path.parent.glob("*"):  # with files of which a kill left one alone
+        if other.stem not in kept and other.suffix in (".json", ".safetensors"):
+            other.unlink()
 
 
 def latest_checkpoint(folder: Path, fingerprint: str) -> tuple[int, dict[str, Tensor]] | None:
@@ -204,8 +245,8 @@ def latest_checkpoint(folder: Path, fingerprint: str) -> tuple[int, dict[str, Te
     """
     for path in sorted((folder / CHECKPOINTS).glob("*.json"), reverse=True):
         try:
-            meta = read_json(path)
-            tensors = unpack_tensors(path.with_suffix(".safetensors"), meta.get("sha256", ""))
+            meta = read_checked(path)
+            tensors = unpack_tensors(path.with_suffix(".safetensors"), meta["sha256"])
         except InputDataError as error:
             logger.warning("a checkpoint is passed over: %s", error)
             continue
@@ -223,9 +264,9 @@ def finished_run(folder: Path, fingerprint: str) -> dict[str, Tensor] | None:
     """
     if not (folder / MANIFEST).is_file():
         return None
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_checked(folder / MANIFEST)
     check_same(folder, manifest.get("fingerprint"), fingerprint)
-    return unpack_tensors(folder / MODEL, manifest.get("sha256", {}).get(MODEL))
+    return unpack_tensors(folder / MODEL, manifest["sha256"][MODEL])
 
 
 def check_same(folder: Path, found: Any, fingerprint: str) -> None:

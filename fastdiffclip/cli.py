@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fastdiffclip import __version__
-from fastdiffclip.commands import options, prediction, process, scenes, stages
+from fastdiffclip.commands import classes, options, prediction, process, scenes, stages
 from fastdiffclip.commands.options import (
     ConfigFile,
     Device,
@@ -151,6 +151,21 @@ app.command(
         "torchrun --nproc-per-node 2 -m fastdiffclip predict scene.zarr --out map.tif --resume",
     ),
 )(prediction.predict)
+app.command(
+    cls=options.Command,
+    epilog=options.examples(
+        "fastdiffclip suggest scene.zarr --out points.geojson",
+        "fastdiffclip suggest scene.zarr --model runs/scene/flc-20260101-120000 --count 50 --out points.geojson",
+    ),
+)(classes.suggest)
+app.command(
+    "add-class",
+    cls=options.Command,
+    epilog=options.examples(
+        "fastdiffclip add-class runs/scene/flc-20260101-120000 scene.zarr --name Vineyard --share 0.05 "
+        "--description 'rows of vines with bare soil between them' --out runs/scene/with-vineyard",
+    ),
+)(classes.add_class)
 
 
 @app.command(
@@ -230,6 +245,88 @@ def _judge(map_path: Path | None, labels: str | None, scenes: list[Path] | None,
 
     scores, names = workflow.judge_map(map_path, labels)
     summary = views.show_scores(scores, f"{map_path} against {labels}", names)
+    if json_:
+        say_json(summary)
+
+
+@app.command(
+    cls=options.Command,
+    epilog=options.examples(
+        "fastdiffclip study table1 scene.zarr",
+        "fastdiffclip study table3 scene.zarr --shots 2,5 --seeds 10 --out studies/scene",
+        "fastdiffclip study fig4 scene.zarr --out studies/scene --resume --jobs 4",
+        "fastdiffclip study table6",
+    ),
+)
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="table1 to table6, fig3, fig4 or fig5.", show_default=False),
+    ],
+    scenes: SceneArgs = None,
+    shots: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K,K,...", help="Shots per class, or all; default: the paper's of this study.", show_default=False
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of draws; default 1 to 10.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the first draw; the next add 1 each.")] = 0,
+    umd_seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of pretrainings that the draws take turns with.")
+    ] = 1,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="disjoint|random|official", help="Default disjoint; official for exams.", show_default=False
+        ),
+    ] = None,
+    prompts: Prompts = None,
+    on_short: OnShort = "error",
+    classes: Annotated[
+        str | None, typer.Option(metavar="V,V,...", help="Keep only these class values.", show_default=False)
+    ] = None,
+    test_limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="At most that many test pixels per class.", show_default=False),
+    ] = None,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROW", help="Compute this row alone, of the table as it is printed; repeatable.", show_default=False
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="ROW", help="Row that differences are taken to; default: the first.", show_default=False),
+    ] = None,
+    recipe: Recipe = "best",
+    config: ConfigFile = None,
+    set_: Set = None,
+    out: Out = None,
+    resume: Resume = False,
+    jobs: Annotated[int, typer.Option(metavar="N", min=0, help="Processes; 0: one per core, one on a GPU.")] = 0,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """A table or figure of the paper on your scenes, the published rows beside ours."""
+    options.require_out(out, resume)
+    counts = None if shots is None else tuple(options.shots_of(part) for part in shots.split(","))
+    kept = None if classes is None else options.class_values(classes)
+    from fastdiffclip.commands.terminal import say_json
+    from fastdiffclip.study.catalogue import find_study
+
+    chosen = find_study(name)
+    from fastdiffclip.commands import study as studies
+    from fastdiffclip.study.job import Options
+
+    wishes = Options(
+        counts, seeds, seed, split, prompts, on_short, kept, test_limit, recipe, config, tuple(set_ or []), umd_seeds,
+        reference, tuple(row or []),
+    )  # fmt: skip
+    summary = studies.run(chosen, scenes or [], wishes, out=out, resume=resume, jobs=jobs, device=device)
     if json_:
         say_json(summary)
 

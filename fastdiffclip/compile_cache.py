@@ -31,7 +31,11 @@ def cache_folder(name: str, base: Path | None = None) -> Path | None:
     if base is None:
         import platformdirs
 
-        base = Path(platformdirs.user_cache_dir("fastdiffclip", appauthor=False))
+        try:
+            base = Path(platformdirs.user_cache_dir("fastdiffclip", appauthor=False))
+        except RuntimeError as error:  # a user without a home and a name
+            logger.debug("no cache for compiled code: %s", error)
+            return None
     folder = base / name
     try:
         base.mkdir(parents=True, exist_ok=True)

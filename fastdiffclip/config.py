@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fastdiffclip.errors import UsageError, nearest
 from fastdiffclip.files import config_text
@@ -66,6 +66,7 @@ class UmdConfig(_Section):
     batch: int = Field(256, ge=1)
     samples: int = Field(700, ge=1, description="windows drawn once from the scenes and kept")
     mask_ratio: float = Field(0.7, ge=0.0, lt=1.0)
+    noise: bool = Field(True, description="false: visible tokens stay clean, so that only masking is left")
     timesteps: int = Field(1000, ge=2)
     beta_start: float = Field(1e-4, gt=0, lt=1)
     beta_end: float = Field(0.02, gt=0, lt=1)
@@ -75,6 +76,18 @@ class UmdConfig(_Section):
     weight_decay: float = Field(1e-5, ge=0)
     clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: no clipping")
     micro_batch: int = Field(0, ge=0, description="windows per forward pass; 0 chooses for the device")
+
+
+class BandsConfig(_Section):
+    """Mask diffusion over bands instead of pixels: what the view `restored` of the logistic head reads."""
+
+    steps: int = Field(4000, ge=1)
+    batch: int = Field(128, ge=1)
+    samples: int = Field(65536, ge=1, description="windows whose means are the pool")
+    mask_ratio: float = Field(0.3, ge=0.0, lt=1.0, description="share of the groups of channels that are masked")
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: no clipping")
 
 
 class FlcConfig(_Section):
@@ -91,6 +104,37 @@ class FlcConfig(_Section):
     temperature: float = Field(0.07, gt=0, description="logit scale starts at 1 / temperature")
     max_logit_scale: float = Field(100.0, gt=0)
     encoder: Literal["finetune", "frozen"] = "finetune"
+    head: Literal["contrastive", "logistic"] = Field(
+        "contrastive", description="logistic: logistic regression in the text space, see docs/method.md"
+    )
+
+
+View = Literal["means", "neighbours", "components", "pixel", "tokens", "restored"]
+
+
+class LogisticConfig(_Section):
+    """The head ``flc.head=logistic``: what it sees of a window, and how it is fitted."""
+
+    views: tuple[View, ...] = Field(("means", "neighbours", "components", "pixel"), min_length=1)
+    sizes: tuple[int, ...] = Field((3, 5), min_length=1, description="sides of the window means")
+    class_tokens: float = Field(0.5, ge=0, description="variance of the encoder's class tokens in `tokens`; means: 1")
+    mean_token: float = Field(0.0, ge=0, description="variance of the encoder's mean token in `tokens`")
+    ridge: float = Field(0.07, gt=0, description="ridge constant over mean loss, at one shot per class")
+    text: float = Field(0.9, ge=0, lt=1, description="share of the texts' similarity in the prior of the classes")
+    calibrate: bool = Field(True, description="temperature from leaving shots out")
+    samples: int = Field(2048, ge=16, description="unlabelled windows that centre and scale the features")
+
+    @model_validator(mode="after")
+    def _possible(self) -> LogisticConfig:
+        if any(size < 1 or size % 2 == 0 for size in self.sizes):
+            raise ValueError(f"logistic.sizes must be odd and at least 1; got {list(self.sizes)}")
+        if len(set(self.views)) < len(self.views):
+            raise ValueError(f"logistic.views must not name one twice; got {list(self.views)}")
+        if "tokens" in self.views and self.class_tokens + self.mean_token == 0:
+            raise ValueError("the view `tokens` needs logistic.class_tokens or logistic.mean_token above 0")
+        if {"tokens", "restored"} <= set(self.views):
+            raise ValueError("logistic.views: `tokens` and `restored` read networks of two pretrainings; choose one")
+        return self
 
 
 class Config(_Section):
@@ -110,7 +154,48 @@ class Config(_Section):
     memory_gib: float = Field(0.0, ge=0, description="memory budget for scenes; 0 takes half of what is free")
     model: ModelConfig = ModelConfig()
     umd: UmdConfig = UmdConfig()
+    bands: BandsConfig = BandsConfig()
     flc: FlcConfig = FlcConfig()
+    logistic: LogisticConfig = LogisticConfig()
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        """YAML reads `on` and `off` as truth values."""
+        return ("off", "on")[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _together(self) -> Config:
+        if self.flc.head == "logistic" and self.flc.encoder == "finetune":
+            raise ValueError(
+                "flc.head=logistic leaves the encoder frozen; give flc.encoder=frozen, or flc.head=contrastive"
+            )
+        return self
+
+    @property
+    def reads_encoder(self) -> bool:
+        """Whether the classifier looks through the image encoder."""
+        return self.flc.head == "contrastive" or "tokens" in self.logistic.views
+
+    @property
+    def reads_network(self) -> bool:
+        """Whether the classifier looks through a network of any kind, so that pretraining it has a meaning."""
+        return self.reads_encoder or self.tokens == "bands"
+
+    @property
+    def tokens(self) -> Literal["pixels", "bands"]:
+        """What pretraining masks: bands where the head reads the view `restored`, else pixels."""
+        return "bands" if self.flc.head == "logistic" and "restored" in self.logistic.views else "pixels"
+
+    @property
+    def pretraining(self) -> UmdConfig | BandsConfig:
+        """The settings of pretraining: the section `bands` or `umd`, by :attr:`tokens`."""
+        return self.bands if self.tokens == "bands" else self.umd
+
+    @property
+    def mean_sizes(self) -> tuple[int, ...]:
+        """Sides of the window means that fit the window, ascending; (1,) where none does."""
+        return tuple(sorted({size for size in self.logistic.sizes if size <= self.model.window})) or (1,)
 
 
 def load_config(recipe: str = "best", file: Path | str | None = None, overrides: Iterable[str] = ()) -> Config:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +31,8 @@ def config_text(name: str) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``: synced and renamed to it if the block succeeds, removed if not.
 
+    The name is on the disk, too, when this returns: whatever the caller removes next, it removes later.
+
     Raises:
         ResourceError: the folder cannot be written or the disk is full.
     """
@@ -39,6 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or error.__cause__ or error
         raise ResourceError(
@@ -46,8 +51,22 @@ def replacing(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         with suppress(OSError):  # a folder that does not exist or is not one
-            for leftover in path.parent.glob(f"{temporary.name}*"):  # with what GDAL puts beside it
+            for leftover in path.parent.glob(f"{glob.escape(temporary.name)}*"):  # with what GDAL puts beside it
                 leftover.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # it may be written and not listed
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has no such thing
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

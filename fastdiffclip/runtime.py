@@ -201,16 +201,21 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.heard = False
 
     def raise_if_set(self, message: str) -> None:
         """Raise :class:`InterruptedRunError` with exit code 130 (SIGINT) or 143 (SIGTERM) if a signal came."""
         if self.signal is not None:
+            self.heard = True
             raise InterruptedRunError(message, 128 + self.signal)
 
 
 @contextmanager
 def deferred_signals() -> Iterator[StopRequest]:
-    """Let the first SIGINT or SIGTERM set a flag; a second one ends the process at once."""
+    """Let the first SIGINT or SIGTERM set a flag; a second one ends the process at once.
+
+    One that came too late for anybody to ask is sent again in the end.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -227,3 +232,5 @@ def deferred_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if request.signal is not None and not request.heard:
+        os.kill(os.getpid(), request.signal)

@@ -15,6 +15,7 @@ if __name__ != "fastdiffclip.kernels":
 from fastdiffclip.kernels.contrastive import contrastive, contrastive_columns
 from fastdiffclip.kernels.dispatch import implementations
 from fastdiffclip.kernels.flat_scene import FlatScene
+from fastdiffclip.kernels.linear import linear
 from fastdiffclip.kernels.masked_mse import masked_mse
 from fastdiffclip.kernels.short_attention import short_attention, short_attention_packed
 from fastdiffclip.kernels.visible_noise import visible_noise
@@ -24,6 +25,7 @@ __all__ = [
     "contrastive",
     "contrastive_columns",
     "implementations",
+    "linear",
     "masked_mse",
     "short_attention",
     "short_attention_packed",

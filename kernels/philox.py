@@ -19,6 +19,7 @@ from fastdiffclip.errors import UsageError
 
 # Purposes: the last counter word. A number, once given out, keeps its meaning.
 MASK, NOISE, TIMESTEP, CENTRE, SHUFFLE, SAMPLER, AUGMENT = 1, 2, 3, 4, 5, 6, 7
+BAND_DRAW, BAND_MASK, BAND_LEVEL, BAND_NOISE, BAND_READ = 8, 9, 10, 11, 12  # of spectral mask diffusion
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)

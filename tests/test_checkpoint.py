@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from fastdiffclip import checkpoint
 from fastdiffclip.config import load_config
 from fastdiffclip.errors import InputDataError, ResourceError, UsageError
-from fastdiffclip.files import open_folder
+from fastdiffclip.files import open_folder, replacing
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:
@@ -52,6 +53,35 @@ def test_a_failed_write_leaves_the_old_file_alone(
     with pytest.raises(expected):
         checkpoint.write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_name_with_brackets_leaves_nothing_either(tmp_path: Path) -> None:
+    def fail() -> None:
+        with replacing(tmp_path / "map[1].tif") as temporary:
+            temporary.write_bytes(b"half")
+            raise ResourceError("far enough")
+
+    with pytest.raises(ResourceError, match="far enough"):
+        fail()
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_name_is_on_the_disk_before_anything_else_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    def replaced(source: Path, target: Path) -> None:
+        done.append("name")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    checkpoint.write_atomic(tmp_path / "a.json", b"new")
+    assert done == ["file", "name", "folder"]
 
 
 def test_run_round_trip(tmp_path: Path) -> None:
@@ -101,14 +131,82 @@ def test_a_truncated_file_without_checksum_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "umd: [", "- 3", "umd: {epoch: 3}", "\x00"])
-def test_a_damaged_config_is_bad_data_not_wrong_usage(tmp_path: Path, text: str) -> None:
+def test_a_damaged_config_is_bad_data_not_wrong_usage(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the checksum of other settings, and with its own, as a newer version's may be."""
     save(tmp_path)
     (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputDataError, match=r"config\.yaml does not match the checksum in its manifest"):
+        checkpoint.load_run(tmp_path, "umd")
+    monkeypatch.setattr(checkpoint, "dump_config", lambda config: text)
+    save(tmp_path)
     if text == "":  # nothing set: the defaults
         assert checkpoint.load_run(tmp_path, "umd").config.recipe == "custom"
         return
-    with pytest.raises(InputDataError, match=r"config\.yaml"):
+    with pytest.raises(InputDataError, match=r"config\.yaml cannot be read"):
         checkpoint.load_run(tmp_path, "umd")
+
+
+def flipped(path: Path, place: int) -> None:
+    """Change one bit of the byte at ``place``."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("part", range(40))
+def test_a_flipped_byte_anywhere_is_found_and_named(tmp_path: Path, part: int) -> None:
+    """Step, fingerprint, names of classes, checksums: nothing of it is believed."""
+    manifest = tmp_path / "manifest.json"
+    save(tmp_path)
+    flipped(manifest, part * manifest.stat().st_size // 40)
+    with pytest.raises(InputDataError, match=r"manifest\.json (does not match its own checksum|cannot be read)"):
+        checkpoint.load_run(tmp_path, "umd")
+    with pytest.raises(InputDataError, match=r"manifest\.json"):
+        checkpoint.finished_run(tmp_path, "id")
+    assert checkpoint.find_runs("ab", "umd", tmp_path) == []
+    for step in (5, 10):
+        checkpoint.save_checkpoint(tmp_path, step, tensors(step), "id")
+    for suffix in ("json", "safetensors"):
+        path = tmp_path / "checkpoints" / f"000000010.{suffix}"
+        whole = path.read_bytes()
+        flipped(path, part * len(whole) // 40)
+        found = checkpoint.latest_checkpoint(tmp_path, "id")
+        assert found is not None and found[0] == 5
+        path.write_bytes(whole)
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tensors have room and what stands beside them has none."""
+    for step in (5, 10):
+        checkpoint.save_checkpoint(tmp_path, step, tensors(step), "id")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
+
+    def full(path: Path, data: bytes) -> None:
+        if path.suffix == ".json":
+            raise ResourceError(f"cannot write {path}: No space left on device")
+        path.write_bytes(data)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        checkpoint.save_checkpoint(tmp_path, 15, tensors(15), "id")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
+
+
+def test_what_a_kill_or_damage_left_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    for step in (5, 10):
+        checkpoint.save_checkpoint(tmp_path, step, tensors(step), "id")
+    flipped(root / "000000010.safetensors", 20)
+    (root / "000000008.safetensors").write_bytes(b"killed before it was entered")
+    found = checkpoint.latest_checkpoint(tmp_path, "id")
+    assert found is not None and found[0] == 5
+    checkpoint.save_checkpoint(tmp_path, 7, tensors(7), "id")
+    assert sorted({path.stem for path in root.iterdir()}) == ["000000005", "000000007"]
+    assert len(list(root.iterdir())) == 4
 
 
 def test_newest_two_checkpoints_stay(tmp_path: Path) -> None:

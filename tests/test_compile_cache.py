@@ -65,6 +65,19 @@ def test_a_folder_is_the_users_alone_or_none(tmp_path: Path) -> None:
     assert cache_folder("triton", tmp_path / "file") is None
 
 
+def test_a_user_without_a_home_and_a_name_has_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with ``--user 12345``."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_folder("triton") is None and os.listdir(tmp_path) == []
+
+
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cache is named, and what the test names is forgotten after it."""
     for name in compile_cache.CACHES:
@@ -149,3 +162,31 @@ def test_triton_finds_its_code_again_and_survives_damage(tmp_path: Path) -> None
         again = compiled()
         assert again[0] == first[0] and set(again[1]) == set(first[1])
         assert all(again[1][name] > first[1][name] for name in first[1])
+
+
+INDUCTOR = """
+from fastdiffclip.compile_cache import keep_compiled_code
+keep_compiled_code()
+import torch
+twice = torch.compile(lambda x: x.sin() * 2 + 1)
+print(twice(torch.arange(8.0)).tolist())
+"""
+
+
+def test_torch_compile_survives_damage(tmp_path: Path) -> None:
+    """Every file is cut short: graphs, sources, machine code."""
+    environment = {key: value for key, value in os.environ.items() if key not in compile_cache.CACHES}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", INDUCTOR], capture_output=True, text=True, env=environment, timeout=240, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        said.append(done.stdout)
+        files = [path for path in (tmp_path / "fastdiffclip" / "inductor").rglob("*") if path.is_file()]
+        assert {".so", ".cpp", ".py"} <= {path.suffix for path in files}
+        for path in files:
+            if path.name != SEAL:
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert said[0] == said[1]

@@ -132,3 +132,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         load_config("paper").umd.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_compile_is_a_word_that_yaml_takes_for_a_truth_value(word: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"compile: {word}\n")
+    assert load_config("paper", tmp_path / "c.yaml").compile == word
+    set_ = load_config("paper", overrides=[f"compile={word}"])
+    assert set_.compile == word
+    (tmp_path / "d.yaml").write_text(dump_config(set_))
+    assert load_config("paper", tmp_path / "d.yaml").compile == word

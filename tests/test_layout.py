@@ -1,4 +1,4 @@
-"""Imports go one way: scene -> kernels -> model -> train -> infer -> evaluate -> cli, and never back."""
+"""Imports go one way: scene -> kernels -> model -> train -> infer -> evaluate -> study -> cli, and never back."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "compile_cache": set(), "runtime": {"errors", "config", "compile_cache"}, "tensorboard": {"errors"},
     "scene": BASE, "kernels": BASE, "model": BASE | {"kernels"}, "checkpoint": BASE | {"model"},
     "train": STAGE | {"tensorboard"}, "infer": STAGE, "evaluate": BASE | {"scene", "train", "infer"},
+    "study": BASE | {"scene", "model", "train", "infer", "evaluate"},
 }  # fmt: skip
 
 

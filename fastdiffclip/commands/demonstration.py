@@ -14,12 +14,15 @@ from fastdiffclip import __version__
 from fastdiffclip.commands import views, workflow
 from fastdiffclip.commands.terminal import progress_bars, say
 from fastdiffclip.config import Config
+from fastdiffclip.errors import UsageError
+from fastdiffclip.evaluate.contest import as_classifier
 from fastdiffclip.evaluate.report import CurvePanel, ReportInput, Restoration, write_report
 from fastdiffclip.evaluate.report_figures import composite_bands, figure_composite
-from fastdiffclip.evaluate.runner import Evaluation, Plan, as_classifier, evaluate
+from fastdiffclip.evaluate.runner import Evaluation, Plan, evaluate
 from fastdiffclip.files import open_folder
 from fastdiffclip.infer.restore import restore_windows
 from fastdiffclip.infer.stream import Prediction, predict
+from fastdiffclip.model.mask_diffusion import MaskDiffusion
 from fastdiffclip.runtime import memory_budget, versions
 from fastdiffclip.scene.demo import write_demo
 from fastdiffclip.scene.store import Scene, open_scene
@@ -43,8 +46,10 @@ def run(out: Path, config: Config, shots: int | None, seed: int, device: str) ->
     """Run the demo into ``out``; returns the figures and paths.
 
     Raises:
-        UsageError: ``out`` is not empty.
+        UsageError: ``out`` is not empty, or the settings pretrain over bands, which the demo has no picture of.
     """
+    if config.tokens == "bands":
+        raise UsageError("the demo shows how pixels are restored; take the view `restored` out of logistic.views")
     began = time.monotonic()
     open_folder(out, resume=False)
     times: dict[str, float] = {}
@@ -147,7 +152,7 @@ def _report(
             CurvePanel("Pretraining (train-umd)", {"restoration loss": _curve(umd.losses, epochs)}, logarithmic=True),
             CurvePanel(
                 "Classifier (train-flc)",
-                {"contrastive loss": _curve(trained.result.losses, config.flc.epochs)},
+                {f"{config.flc.head} loss": _head_curve(trained.result.losses, config)},
             ),
         ],
         restoration=_restoration(scene, umd, config),
@@ -166,6 +171,11 @@ def _report(
     return write_report(out / "report.html", report)
 
 
+def _head_curve(losses: list[float], config: Config) -> tuple[list[float], list[float]]:
+    """Loss of the classifier: by epoch, or by iteration of the fit of the logistic head."""
+    return _curve(losses, config.flc.epochs if config.flc.head == "contrastive" else len(losses))
+
+
 def _curve(losses: list[float], epochs: int) -> tuple[list[float], list[float]]:
     """Mean loss of each epoch; a short last batch makes single steps jump."""
     means = np.array(losses).reshape(epochs, -1).mean(axis=1)
@@ -174,6 +184,7 @@ def _curve(losses: list[float], epochs: int) -> tuple[list[float], list[float]]:
 
 def _restoration(scene: Scene, umd: UmdResult, config: Config, count: int = 3) -> Restoration:
     """A few windows of the first modality as the reverse process restores them, in three channels of the front end."""
+    assert isinstance(umd.model, MaskDiffusion)
     device = next(umd.model.parameters()).device
     data = umd_data([scene], umd.front_end, count, config.model.window, 1, memory_budget(config.memory_gib), device)
     found = restore_windows(umd.model.eval(), data.flat, data.centres, config)

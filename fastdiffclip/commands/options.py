@@ -56,7 +56,9 @@ SplitOption = Annotated[
 ]
 Prompts = Annotated[
     str | None,
-    typer.Option(metavar="p1..p5|NAME|FILE", help="Prompt style, shipped set or YAML file.", show_default=False),
+    typer.Option(
+        metavar="p1..p5|none|NAME|FILE", help="Prompt style, no words, shipped set or YAML file.", show_default=False
+    ),
 ]
 OnShort = Annotated[
     str, typer.Option(metavar="error|use-all", help="What to do with a class that has fewer labels than shots.")

@@ -45,6 +45,10 @@ def predict(
     png: Annotated[
         Path | None, typer.Option(metavar="MAP.png", help="Picture with a legend.", show_default=False)
     ] = None,
+    reject: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Below this probability a pixel is 'none of these'.", show_default=False),
+    ] = None,
     bbox: Annotated[
         str | None,
         typer.Option(
@@ -102,6 +106,8 @@ def predict(
     """Classify a whole scene of any size: a georeferenced map on its grid."""
     outputs = {"--out": out, "--probabilities": probabilities, "--confidence": confidence, "--png": png}
     options.require_writable(outputs)
+    if reject is not None and not 0.0 < reject <= 1.0:
+        raise UsageError(f"--reject takes a probability above 0 and at most 1; got {reject:g}")
     limits = memory_size(memory, "--memory"), memory_size(device_memory, "--device-memory")
     said = options.pairs(modality, "--modality"), options.pairs(valid, "--valid"), wavelengths, bad_bands
     numbers = options.numbers(nodata, "--nodata"), options.numbers(scale, "--scale")
@@ -117,7 +123,7 @@ def predict(
     leads = Crew.of_environment().rank == 0
     with _opened(scene, model, said, numbers, resample) as opened:
         folder = model or workflow.find_model(opened)
-        files = Outputs(out, probabilities, confidence, png)
+        files = Outputs(out, probabilities, confidence, png, reject)
         with open_job(opened, folder, files, interest_of(opened, bbox, mask), device) as job:
             plan = job.plan(*limits, measure=leads)
             if leads:

@@ -87,9 +87,10 @@ def flc(job: Job, paths: Sequence[Path], labels: Labels, umd_choice: str | None)
         plan = workflow.plan_flc(
             scenes, job.config, labels.shots, labels.split, labels.on_short, labels.prompts, job.seed
         )
-        pretrained = None if umd_choice == "none" else workflow.find_umd(scenes, job.config, umd_choice)
+        wanted = umd_choice != "none" and (umd_choice is not None or job.config.reads_network)
+        pretrained = workflow.find_umd(scenes, job.config, umd_choice) if wanted else None
         views.show_plan("train-flc", plan)
-        missing = pretrained is None and umd_choice != "none"
+        missing = pretrained is None and wanted
         if missing:
             say("No pretrained model of these scenes and settings was found: train-umd runs first.")
         elif pretrained is not None:

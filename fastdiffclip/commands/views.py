@@ -84,13 +84,14 @@ def _spectrum(part: Mapping[str, Any]) -> str:
 def show_plan(command: str, plan: Mapping[str, Any]) -> None:
     """What a training command is about to do."""
     side = plan["window"]
-    work = f"{plan['windows']} windows of {side} x {side} pixels, {plan['steps']} steps"
+    how = "one convex fit" if plan["steps"] is None else f"{plan['steps']} steps"
+    work = f"{plan['windows']} windows of {side} x {side} pixels, {how}"
     what = f"{plan['pixels']} pixels" if "pixels" in plan else f"{plan['classes']} classes"
     if "shots" in plan:
         what += f", {plan['shots']} shots per class, split {plan['split']}"
     settings = f"recipe {plan['recipe']}, front end {plan['prepare']}"
     if "encoder" in plan:
-        settings += f", encoder {plan['encoder']}"
+        settings += f", {plan['head']} head, encoder {plan['encoder'] or 'not read'}"
     say(f"{command} on {plan['scenes']}: {what}; {work}; {settings}")
 
 
@@ -112,7 +113,10 @@ def show_trained(trained: Trained) -> dict[str, Any]:
     """The end of ``train-flc``: held-out figures, named by how they were found."""
     for line in condensed(trained.split.report):
         say(f"  {line}")
-    summary = {"out": str(trained.result.folder), "split_report": trained.split.report, **trained.summary()}
+    summary = {
+        "out": str(trained.result.folder), "split_report": trained.split.report, "steps": len(trained.result.losses),
+        **trained.summary(),
+    }  # fmt: skip
     if trained.scores is None:
         say(f"No held-out figures: judged by {trained.judged_by}.")
     else:

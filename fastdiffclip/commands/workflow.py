@@ -12,8 +12,9 @@ import numpy as np
 from fastdiffclip import checkpoint
 from fastdiffclip.config import Config
 from fastdiffclip.errors import InputDataError, UsageError
+from fastdiffclip.evaluate.contest import held_out, predict_centres
 from fastdiffclip.evaluate.metrics import Scores, score
-from fastdiffclip.evaluate.runner import Evaluation, Plan, evaluate, held_out, predict_centres, scene_title
+from fastdiffclip.evaluate.runner import Evaluation, Plan, evaluate, scene_title
 from fastdiffclip.runtime import Progress
 from fastdiffclip.scene.labelled import Labelled, labelled_pixels
 from fastdiffclip.scene.source import WindowSource
@@ -73,7 +74,7 @@ def find_umd(scenes: Sequence[Scene], config: Config, choice: str | None) -> Umd
     for path in checkpoint.find_runs(scenes[0].sha256, "umd", RUNS):
         result = load_umd(path)
         seen = {entry["sha256"] for entry in checkpoint.load_run(path, "umd").manifest["scenes"]}
-        if seen == wanted and result.config.umd == config.umd:
+        if seen == wanted and result.config.pretraining == config.pretraining:
             try:
                 check_fits(result, config)
             except InputDataError:
@@ -91,6 +92,13 @@ def find_model(scene: Scene) -> Path:
             f"or run 'fastdiffclip train-flc' first"
         )
     return found[0]
+
+
+def shots_in(model: Path, scene: Scene) -> np.ndarray:
+    """Rows and columns ``(n, 2)`` of the pixels of a scene that a model was trained on."""
+    manifest = checkpoint.load_run(model, "flc").manifest
+    numbers = [number for number, entry in enumerate(manifest["scenes"]) if entry["sha256"] == scene.sha256]
+    return np.array([shot[1:3] for shot in manifest["shots"] if shot[0] in numbers], np.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -232,12 +240,12 @@ def pretrain(
 def plan_umd(scenes: Sequence[Scene], config: Config) -> dict[str, Any]:
     """What ``train-umd --dry-run`` prints."""
     pixels = sum(scene.height * scene.width for scene in scenes)
-    samples = min(config.umd.samples, pixels)
-    batch = min(config.umd.batch, samples)
-    steps = config.umd.epochs * -(-samples // batch)
+    samples = min(config.pretraining.samples, pixels)
+    batch = min(config.pretraining.batch, samples)
+    steps = config.bands.steps if config.tokens == "bands" else config.umd.epochs * -(-samples // batch)
     return {
-        "scenes": scene_title(scenes), "pixels": pixels, "windows": samples, "batch": batch, "steps": steps,
-        "window": config.model.window, "prepare": config.prepare, "recipe": config.recipe,
+        "scenes": scene_title(scenes), "tokens": config.tokens, "pixels": pixels, "windows": samples, "batch": batch,
+        "steps": steps, "window": config.model.window, "prepare": config.prepare, "recipe": config.recipe,
     }  # fmt: skip
 
 
@@ -260,9 +268,10 @@ def plan_flc(
     batch = min(config.flc.batch, train)
     return {
         "scenes": scene_title(scenes), "classes": len(labelled.classes), "shots": "all" if shots is None else shots,
-        "split": split, "windows": train, "steps": config.flc.epochs * -(-train // batch),
-        "window": config.model.window, "prepare": config.prepare, "encoder": config.flc.encoder,
-        "recipe": config.recipe,
+        "split": split, "windows": train, "head": config.flc.head,
+        "steps": config.flc.epochs * -(-train // batch) if config.flc.head == "contrastive" else None,
+        "window": config.model.window, "prepare": config.prepare,
+        "encoder": config.flc.encoder if config.reads_encoder else None, "recipe": config.recipe,
     }  # fmt: skip
 
 

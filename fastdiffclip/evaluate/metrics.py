@@ -6,7 +6,7 @@ Accuracies and kappa are given in percent: 0 to 100 for accuracies, -100 to 100 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastdiffclip.errors import InputDataError, UsageError
 
 UNCLASSIFIED = 0
 BINARY = ("acc", "auc", "se", "sp")  # figures of a task with two classes, as medicine names them
+CALIBRATION_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,7 @@ class Scores:
     unclassified: int  # pixels predicted as none of the classes: they count as wrong, in no column
     absent: tuple[int, ...]
     auc: float = math.nan  # area under the ROC curve; NaN without two classes that both have pixels, or without ranking
+    ece: float = math.nan  # expected calibration error in percent; NaN for a method without probabilities
 
     def binary(self) -> dict[str, float]:
         """Return ``acc``, ``auc``, ``se``, ``sp`` where there are two classes, else nothing.
@@ -63,6 +65,7 @@ class Scores:
             "aa": _number(self.aa),
             "kappa": _number(self.kappa),
             **{name: _number(figure) for name, figure in self.binary().items()},
+            "ece": _number(self.ece),
             **tables,
             "confusion": self.confusion.tolist(),
             "pixels": self.pixels,
@@ -70,8 +73,37 @@ class Scores:
             "absent": list(self.absent),
         }
 
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Scores:
+        """Read :meth:`to_dict` back."""
 
-def score(true: np.ndarray, predicted: np.ndarray, classes: Sequence[int], ranking: np.ndarray | None = None) -> Scores:
+        def by_class(name: str) -> dict[int, float]:
+            return {int(value): _figure(figure) for value, figure in entry[name].items()}
+
+        return cls(
+            classes=tuple(entry["classes"]),
+            oa=_figure(entry["oa"]),
+            aa=_figure(entry["aa"]),
+            kappa=_figure(entry["kappa"]),
+            per_class=by_class("per_class"),
+            precision=by_class("precision"),
+            f1=by_class("f1"),
+            confusion=np.array(entry["confusion"], np.int64),
+            pixels=entry["pixels"],
+            unclassified=entry["unclassified"],
+            absent=tuple(entry["absent"]),
+            auc=_figure(entry.get("auc")),
+            ece=_figure(entry.get("ece")),
+        )
+
+
+def score(
+    true: np.ndarray,
+    predicted: np.ndarray,
+    classes: Sequence[int],
+    ranking: np.ndarray | None = None,
+    confidence: np.ndarray | None = None,
+) -> Scores:
     """Compare predicted with true class values.
 
     Parameters
@@ -80,6 +112,7 @@ def score(true: np.ndarray, predicted: np.ndarray, classes: Sequence[int], ranki
     predicted : (N,) integers. 0 (nodata) and any value outside ``classes`` count as wrong.
     classes : the K class values, distinct and not 0; they order the rows of the confusion matrix.
     ranking : (N,) float, with two classes: the larger, the more surely the larger class value, for ``auc``.
+    confidence : (N,) float in 0 to 1, the probability given to ``predicted``, for ``ece``.
 
     Kappa is Cohen's; unclassified pixels are one more category that no true pixel has. Where chance alone
     explains everything (a single class, all of it found) kappa is undefined and given as 0: the agreement
@@ -115,7 +148,32 @@ def score(true: np.ndarray, predicted: np.ndarray, classes: Sequence[int], ranki
         unclassified=int(counts[:, 0].sum()),
         absent=tuple(value for value, count in zip(values, support, strict=True) if count == 0),
         auc=math.nan if ranking is None else _area_under_curve(true, np.asarray(ranking), values),
+        ece=math.nan if confidence is None else 100.0 * calibration_error(np.asarray(confidence), true == predicted),
     )
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """:func:`calibration_error` of (N, K) class probabilities whose true columns are ``labels`` (N,) int, 0 to 1.
+
+    Raises UsageError for arguments that do not go together.
+    """
+    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
+        raise UsageError(f"probabilities are (N, K) and labels (N,), got {probabilities.shape} and {labels.shape}")
+    return calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """How far confidence lies from accuracy: mean over 15 equal bins of (0, 1], weighted by their pixels; 0 to 1.
+
+    ``confidence`` (N,) float in 0 to 1, ``correct`` (N,) bool. Raises UsageError for arguments that do not go together.
+    """
+    if confidence.ndim != 1 or confidence.shape != correct.shape or confidence.size == 0:
+        raise UsageError(f"confidence and hits are two vectors of one length, got {confidence.shape}, {correct.shape}")
+    if not (confidence.min() >= 0 and confidence.max() <= 1):  # NaN compares false
+        raise UsageError("a confidence is a probability; some lie outside 0 to 1")
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    surplus = np.bincount(bins, confidence - correct, CALIBRATION_BINS)
+    return float(np.abs(surplus).sum() / confidence.size)
 
 
 def _area_under_curve(true: np.ndarray, ranking: np.ndarray, values: list[int]) -> float:
@@ -133,15 +191,16 @@ def _area_under_curve(true: np.ndarray, ranking: np.ndarray, values: list[int]) 
 def summarise(runs: Sequence[Scores]) -> dict[str, Any]:
     """Mean and sample standard deviation (ddof = 1) over runs, as `evaluate --json` names them.
 
-    Returns ``oa_mean, oa_sd, aa_mean, aa_sd, kappa_mean, kappa_sd`` (percent), ``seeds`` (number of runs) and
-    ``per_class`` (class value -> mean accuracy over the runs whose test set has the class, None if none has).
-    One run has no spread: its sd is None. Runs with two classes add means and sd of ``acc``, ``auc``, ``se``
-    and ``sp`` (see :meth:`Scores.binary`), None where a run has no such figure. Raises UsageError without any run.
+    Returns ``oa_mean, oa_sd, aa_mean, aa_sd, kappa_mean, kappa_sd, ece_mean, ece_sd`` (percent), ``seeds`` (number of
+    runs) and ``per_class`` (class value -> mean accuracy over the runs whose test set has the class, None if none has).
+    One run has no spread: its sd is None; so is ``ece`` without probabilities. Runs with two classes add means and sd
+    of ``acc``, ``auc``, ``se`` and ``sp`` (see :meth:`Scores.binary`), None where a run has no such figure.
+    Raises UsageError without any run.
     """
     if not runs:
         raise UsageError("there are no runs to summarise; give at least one")
     summary: dict[str, Any] = {}
-    rows = [{"oa": run.oa, "aa": run.aa, "kappa": run.kappa, **run.binary()} for run in runs]
+    rows = [{"oa": run.oa, "aa": run.aa, "kappa": run.kappa, "ece": run.ece, **run.binary()} for run in runs]
     for name in rows[0]:
         figures = np.array([row[name] for row in rows])
         summary[f"{name}_mean"] = _number(figures.mean())
@@ -152,6 +211,18 @@ def summarise(runs: Sequence[Scores]) -> dict[str, Any]:
         for value in sorted({value for run in runs for value in run.classes})
     }
     return summary
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """Mean of ``first - second`` over draws that both were given, and its standard error (None for one draw).
+
+    Returns ``mean``, ``se`` and ``draws``. Raises UsageError for sequences of different length or none.
+    """
+    if len(first) != len(second) or not len(first):
+        raise UsageError(f"differences are taken of the same draws, got {len(first)} and {len(second)}")
+    differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    error = differences.std(ddof=1) / math.sqrt(len(differences)) if len(differences) > 1 else None
+    return {"mean": float(differences.mean()), "se": None if error is None else float(error), "draws": len(first)}
 
 
 def _checked_classes(true: np.ndarray, predicted: np.ndarray, classes: Sequence[int]) -> list[int]:
@@ -180,6 +251,10 @@ def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def _mean_of_existing(figures: list[float]) -> float | None:
     existing = [figure for figure in figures if not math.isnan(figure)]
     return float(np.mean(existing)) if existing else None
+
+
+def _figure(number: float | None) -> float:
+    return math.nan if number is None else float(number)
 
 
 def _number(figure: float) -> float | None:

@@ -25,16 +25,18 @@ def write_tables(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
     summary: Mapping[str, Any],
+    stem: str | None = None,
 ) -> list[Path]:
-    """Write ``table.md``, ``table.csv`` and ``results.json``; returns their paths."""
+    """Write ``table.md``, ``table.csv`` and ``results.json``, or all three under ``stem``; returns their paths."""
+    table, results = stem or "table", stem or "results"
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(columns)
     writer.writerows(rows)
     contents = {
-        "table.md": markdown(title, columns, rows, summary.get("notes", ())),
-        "table.csv": text.getvalue(),
-        "results.json": json.dumps(summary, indent=2, ensure_ascii=False) + "\n",
+        f"{table}.md": markdown(title, columns, rows, summary.get("notes", ())),
+        f"{table}.csv": text.getvalue(),
+        f"{results}.json": json.dumps(summary, indent=2, ensure_ascii=False) + "\n",
     }
     for name, content in contents.items():
         with replacing(folder / name) as temporary:

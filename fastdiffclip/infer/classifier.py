@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fastdiffclip import checkpoint
 from fastdiffclip.config import Config
-from fastdiffclip.kernels.reference import unit
 from fastdiffclip.model.language_classifier import LanguageClassifier
+from fastdiffclip.model.logistic_classifier import LogisticClassifier
 from fastdiffclip.runtime import Compute
 from fastdiffclip.scene.prepare import FrontEnd
 from fastdiffclip.scene.store import ClassInfo
@@ -25,17 +25,17 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Classifier:
-    """The class whose text embedding is nearest to the window's image embedding.
+    """The class whose text embedding goes best with the window's image embedding.
 
     Every forward pass has the same number of windows (tails are padded), so a window's probabilities do not depend on
     the windows beside it.
 
     Attributes:
-        text_embeddings: ``(K, E)`` float32, L2-normalised.
+        text_embeddings: ``(K, E)`` float32; see :class:`fastdiffclip.train.flc.FlcResult`.
         classes: K classes in that order.
     """
 
-    model: LanguageClassifier
+    model: LanguageClassifier | LogisticClassifier
     text_embeddings: Tensor
     classes: tuple[ClassInfo, ...]
     front_end: FrontEnd
@@ -48,13 +48,17 @@ class Classifier:
         run = checkpoint.load_run(Path(folder), "flc")
         where = Compute.choose(device, precision or run.config.precision)
         front_end = FrontEnd.from_parts(*run.front_end_parts())
-        weights = run.part("model")
-        vocabulary = weights["text.token_embedding.weight"].shape[0]
-        flc = run.config.flc
-        model = LanguageClassifier(
-            front_end.channels, run.config.model, vocabulary, flc.temperature, flc.max_logit_scale
-        )
-        model.load_state_dict(weights)
+        weights, flc = run.part("model"), run.config.flc
+        model: LanguageClassifier | LogisticClassifier
+        if flc.head == "logistic":
+            model = LogisticClassifier(front_end.channels, run.config)
+            model.take(weights)
+        else:
+            vocabulary = weights["text.token_embedding.weight"].shape[0]
+            model = LanguageClassifier(
+                front_end.channels, run.config.model, vocabulary, flc.temperature, flc.max_logit_scale
+            )
+            model.load_state_dict(weights)
         model.to(where.device).eval()
         classes = tuple(
             ClassInfo(c["value"], c["name"], c["description"], None if c["colour"] is None else tuple(c["colour"]))
@@ -62,30 +66,33 @@ class Classifier:
         )
         return cls(model, run.tensors["text_embeddings"], classes, front_end, run.config, where)
 
-    @torch.inference_mode()
     def probabilities(self, windows: Sequence[np.ndarray]) -> np.ndarray:
         """``(B, K)`` float32 softmax over classes of clean windows ``(B, L, C_m)`` per modality."""
-        parts = [np.empty((0, len(self.classes)), np.float32)]
+        return self.look(windows)[0]
+
+    @torch.inference_mode()
+    def look(self, windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`probabilities` of windows and their embeddings ``(B, E)`` float32, compared with the class texts."""
+        texts = self.text_embeddings.to(self.where.device)
+        parts = [(np.empty((0, len(self.classes)), np.float32), np.empty((0, texts.shape[1]), np.float32))]
         for first in range(0, len(windows[0]), BATCH):
             block = [torch.from_numpy(part[first : first + BATCH]) for part in windows]
             rows = len(block[0])
             if rows < BATCH:
                 block = [torch.nn.functional.pad(part, (0, 0, 0, 0, 0, BATCH - rows)) for part in block]
             with self.where.autocast():
-                features = self.model.encoder.class_features([part.to(self.where.device) for part in block])
-            parts.append(self.from_features(features)[:rows])
-        return np.concatenate(parts)
-
-    @torch.inference_mode()
-    def from_features(self, features: Tensor) -> np.ndarray:
-        """``(B, K)`` float32 softmax over classes of encoder features ``(B, M * D)``."""
-        return self.score(features, self.text_embeddings.to(features.device)).cpu().numpy()
+                features = self.model.features([part.to(self.where.device) for part in block])
+                image = self.model.embed_features(features)
+            found = torch.softmax(self.model.logits(image, texts), dim=1), image.float()
+            parts.append((found[0][:rows].cpu().numpy(), found[1][:rows].cpu().numpy()))
+        probabilities, embeddings = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return probabilities, embeddings
 
     def score(self, features: Tensor, texts: Tensor) -> Tensor:
-        """``(B, K)`` float32 softmax over classes of features ``(B, M * D)``; ``texts`` (K, E) on their device."""
+        """``(B, K)`` float32 softmax over classes of features ``(B, F)``; ``texts`` (K, E) on their device."""
         with self.where.autocast():
-            image = self.model.head(features)
-        return torch.softmax(self.model.logit_scale * unit(image) @ texts.T, dim=1)
+            image = self.model.embed_features(features)
+        return torch.softmax(self.model.logits(image, texts), dim=1)
 
     def digest(self) -> str:
         """sha256 over all that a prediction follows from, but for precision and device."""
@@ -95,7 +102,8 @@ class Classifier:
         for name, array in arrays.items():
             found.update(f"{name} {array.dtype} {array.shape} ".encode())
             found.update(np.ascontiguousarray(array).data)
-        rest = (self.front_end.to_meta(), [item.value for item in self.classes], self.config.model.model_dump())
+        settings = self.config.model.model_dump(), self.config.flc.head, self.config.logistic.model_dump()
+        rest = (self.front_end.to_meta(), [item.value for item in self.classes], *settings)
         found.update(json.dumps(rest, sort_keys=True, default=str).encode())
         return found.hexdigest()
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fastdiffclip.scene.store import ClassInfo
 
 CLASSES, PROBABILITIES, CONFIDENCE = "classes", "probabilities", "confidence"
+NONE_OF_THESE, GREY, LARGEST = "none of these", (160, 160, 160), 65535
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,28 @@ class Outputs:
 
     Attributes:
         map: class values. probabilities: one band per class. confidence: the largest of them. png: a picture.
+        reject: probability below which a pixel belongs to no class but to ``none of these``, a value of its own in the
+            map; None lets every pixel belong to one.
     """
 
     map: Path
     probabilities: Path | None = None
     confidence: Path | None = None
     png: Path | None = None
+    reject: float | None = None
 
     @property
     def files(self) -> list[Path]:
         """Those that are written."""
         return [path for path in (self.map, self.probabilities, self.confidence, self.png) if path is not None]
 
+    def legend(self, classes: Sequence[ClassInfo]) -> tuple[ClassInfo, ...]:
+        """What the map shows: the classes, and ``none of these`` behind them where pixels are rejected."""
+        return tuple(classes) if self.reject is None else (*classes, none_of(classes))
+
     def layers(self, classes: Sequence[ClassInfo]) -> list[Layer]:
         """The raw files that they are made from."""
-        layers = [Layer(CLASSES, 1, map_dtype(classes))]
+        layers = [Layer(CLASSES, 1, map_dtype(self.legend(classes)))]
         if self.probabilities is not None:
             layers.append(Layer(PROBABILITIES, len(classes), "float32"))
         if self.confidence is not None:
@@ -62,18 +70,27 @@ class Outputs:
         return layers
 
 
+def none_of(classes: Sequence[ClassInfo]) -> ClassInfo:
+    """The class of rejected pixels: the value above all others, or the first free one where that is no uint16."""
+    from fastdiffclip.scene.store import ClassInfo
+
+    used = {item.value for item in classes}
+    value = max(used) + 1 if max(used) < LARGEST else min(set(range(1, LARGEST)) - used)
+    return ClassInfo(value, NONE_OF_THESE, "", GREY)
+
+
 def layers_of(
-    probabilities: np.ndarray, layers: Sequence[Layer], classes: Sequence[ClassInfo]
+    probabilities: np.ndarray, layers: Sequence[Layer], classes: Sequence[ClassInfo], reject: float | None = None
 ) -> dict[str, np.ndarray]:
     """What the raw files hold of a tile, ``(bands, h, w)`` each, from probabilities ``(K, h, w)``, NaN = nodata."""
     known = ~np.isnan(probabilities[0])
     table = np.array([item.value for item in classes])
     best = np.nan_to_num(probabilities).argmax(axis=0)
+    surest = probabilities.max(axis=0)  # NaN where one is
+    values = table[best] if reject is None else np.where(surest < reject, none_of(classes).value, table[best])
     found = {
-        CLASSES: np.where(known, table[best], NODATA)[None],
-        PROBABILITIES: probabilities,
-        CONFIDENCE: probabilities.max(axis=0, keepdims=True),  # NaN where one is
-    }
+        CLASSES: np.where(known, values, NODATA)[None], PROBABILITIES: probabilities, CONFIDENCE: surest[None],
+    }  # fmt: skip
     return {layer.name: found[layer.name].astype(layer.dtype, copy=False) for layer in layers}
 
 
@@ -87,11 +104,11 @@ def write_outputs(
     title: str,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Write every file, each whole or not at all; returns the area of each class. Raises ResourceError."""
+    """Write every file, each whole or not at all; returns the area of each class of the map. Raises ResourceError."""
     remove_stale(outputs)
     _give_memory_back()
     place: dict[str, Any] = {"crs_wkt": grid.crs_wkt, "affine_transform": grid.affine_transform}
-    total, done = len(outputs.files), 0
+    total, done, legend = len(outputs.files), 0, outputs.legend(classes)
 
     def told() -> None:
         nonlocal done
@@ -109,11 +126,11 @@ def write_outputs(
         write_confidence(outputs.confidence, raw[CONFIDENCE], grid)
         told()
     if outputs.png is not None:
-        write_class_png(outputs.png, raw[CLASSES], classes=classes, title=title, **place)
+        write_class_png(outputs.png, raw[CLASSES], classes=legend, title=title, **place)
         told()
-    write_class_map(outputs.map, raw[CLASSES], classes=classes, **place)
+    write_class_map(outputs.map, raw[CLASSES], classes=legend, **place)
     told()
-    return areas_of(counts, classes, grid)
+    return areas_of(counts, legend, grid)
 
 
 def count_classes(raw: dict[str, RawFile]) -> np.ndarray:

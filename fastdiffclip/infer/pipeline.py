@@ -203,12 +203,13 @@ class Rolling:
 
     def move_to(self, piece: Piece) -> Region:
         """The region of ``piece``, with its new pixels projected."""
-        kept = self._tail(piece) if piece.follows else []
+        planes, masks = self._tail(piece) if piece.follows else ([], [])
         self._region = None  # its memory, before the next one is made
         region = self.engine.region(piece.region)
-        for m, (tokens, valid) in enumerate(kept):
-            region.tokens[m][: len(tokens)] = tokens
-            region.valid[m][: len(valid)] = valid
+        for plane, kept in zip(region.planes, planes, strict=False):
+            plane[: len(kept)] = kept
+        for valid, known in zip(region.valid, masks, strict=False):
+            valid[: len(known)] = known
         if piece.rect.pixels:
             self.engine.project(region, piece.rect, piece.raw, piece.valid, self.tiling)
         piece.raw.clear()
@@ -216,10 +217,8 @@ class Rolling:
         self._region = region
         return region
 
-    def _tail(self, piece: Piece) -> list[tuple[Tensor, np.ndarray]]:
+    def _tail(self, piece: Piece) -> tuple[list[Tensor], list[np.ndarray]]:
         assert self._region is not None
         first = piece.region.top - self._region.rect.top
-        return [
-            (tokens[first * piece.region.width :].clone(), valid[first:].copy())
-            for tokens, valid in zip(self._region.tokens, self._region.valid, strict=True)
-        ]
+        planes = [plane[first * piece.region.width :].clone() for plane in self._region.planes]
+        return planes, [valid[first:].copy() for valid in self._region.valid]

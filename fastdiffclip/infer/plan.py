@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from fastdiffclip.errors import ResourceError
 from fastdiffclip.infer.cog import CACHE_BYTES
-from fastdiffclip.infer.engine import Engine, Region
+from fastdiffclip.infer.engine import Engine
 from fastdiffclip.infer.interest import Interest
 from fastdiffclip.infer.tiles import Block, Rect, Tiling, cut_blocks
 from fastdiffclip.scene.store import Modality
@@ -172,8 +171,7 @@ class _Need:
         # Two blocks are in memory, one being read and one being projected, and two rows of chunks to read from.
         reading = 2 * pixels * (sum(self.stored) + modalities)
         reading += 2 * width * sum(values + valid for values, valid in self.chunks)
-        token = engine.classifier.config.model.width * engine.token_dtype.itemsize
-        tokens = (pixels + 2 * radius * width) * modalities * token
+        tokens = (pixels + 2 * radius * width) * engine.pixel_bytes
         tile = min(tiling.rows * tiling.cols, tiling.height * tiling.width)
         host = {
             "process": self.base + LIBRARIES + CACHE_BYTES,
@@ -192,12 +190,18 @@ class _Need:
 
 
 def activation_bytes(engine: Engine) -> int:
-    """Bytes of one batch in the encoder: about 12 numbers of 4 bytes per token and unit of width at the same time."""
+    """Bytes of one batch: in the encoder about 12 numbers of 4 bytes per token and unit of width at the same time.
+
+    Window means take their values and their sums, twice each, once per size.
+    """
     model = engine.classifier.config.model
+    means = 4 * (3 + 2 * len(engine.sizes)) * engine.batches.tile * sum(engine.classifier.front_end.channels.values())
+    if not engine.reads_tokens:
+        return means
     tokens = engine.batches.windows * len(engine.names) * (1 + model.tokens)
     stem = engine.batches.stem * max(max(engine.classifier.front_end.channels.values()), model.width)
     hidden = max(3.0, 2 * model.mlp_ratio)
-    return int(4 * max(tokens * model.width * (6 + 2 * hidden), 4 * stem))
+    return int(4 * max(tokens * model.width * (6 + 2 * hidden), 4 * stem)) + means * bool(engine.sizes)
 
 
 def _resident_bytes() -> int:
@@ -209,10 +213,12 @@ def _resident_bytes() -> int:
 def seconds_per_pixel(engine: Engine) -> float:
     """Measured on windows of zeros, as many batches at once as there are threads; a fraction of a second on a CPU."""
     batches = engine.threads if engine.device.type == "cpu" else 1
-    side = engine.batches.windows
-    rect = Rect(0, batches, 0, side)
-    region = Region(rect, [torch.zeros_like(part) for part in engine.region(rect).tokens], [])
-    region.valid = [np.ones((rect.height, rect.width), bool) for _ in engine.names]
+    rect = Rect(0, batches, 0, engine.windows)
+    region = engine.region(rect)
+    for plane in region.planes:
+        plane.zero_()
+    for valid in region.valid:
+        valid[:] = True
     wanted = np.ones((rect.height, rect.width), bool)
     best = float("inf")
     for _ in range(3):

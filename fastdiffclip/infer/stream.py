@@ -69,6 +69,7 @@ def predict(
     probabilities: Path | str | None = None,
     confidence: Path | str | None = None,
     png: Path | str | None = None,
+    reject: float | None = None,
     bbox: str | None = None,
     mask: Path | str | None = None,
     device: str = "auto",
@@ -89,6 +90,7 @@ def predict(
         probabilities: float32 GeoTIFF with one band per class, NaN = nodata.
         confidence: float32 GeoTIFF of the largest class probability of each pixel, NaN = nodata.
         png: picture of the map with a legend.
+        reject: pixels whose largest probability is below it become ``none of these``, a class of its own in the map.
         bbox, mask: what to predict, see :mod:`fastdiffclip.infer.interest`; with ``bbox`` the outputs cover the box.
         memory, device_memory: bytes that this process and its GPU may take; they do not change the result.
 
@@ -97,8 +99,10 @@ def predict(
         UsageError: another process is at work on ``out``, or what there is to resume is another prediction.
         ResourceError: an output cannot be written, or memory is too small; nothing is left half-written.
     """
-    paths = (None if path is None else Path(path) for path in (probabilities, confidence, png))
-    outputs = Outputs(Path(out), *paths)
+    paths = [None if path is None else Path(path) for path in (probabilities, confidence, png)]
+    if reject is not None and not 0.0 < reject <= 1.0:
+        raise UsageError(f"a pixel is rejected below a probability above 0 and at most 1; got {reject:g}")
+    outputs = Outputs(Path(out), paths[0], paths[1], paths[2], reject)
     with open_job(scene, model, outputs, interest_of(scene, bbox, mask), device) as job:
         return job.run(job.plan(memory, device_memory), resume, progress)
 
@@ -270,6 +274,7 @@ class Job:
             "kind of device": [engine.device.type, batches.stem, batches.windows, batches.tile],
             "part of the scene": self.interest.digest(),
             "choice of outputs": [[layer.name, layer.bands, layer.dtype] for layer in self.layers],
+            "threshold of --reject": self.outputs.reject,
             "version of fastdiffclip": __version__,
         }
 
@@ -341,7 +346,7 @@ class Task:
         wanted = job.interest.wanted(tile)
         if region is None or not wanted.any():
             shape = len(job.classes), tile.height, tile.width
-            return layers_of(np.full(shape, np.nan, np.float32), job.layers, job.classes)
+            return layers_of(np.full(shape, np.nan, np.float32), job.layers, job.classes, job.outputs.reject)
         most = int(wanted.sum())
         done = 0
 
@@ -350,7 +355,8 @@ class Task:
             done = min(done + windows, most)
             self.progress("predict", min(first + done, self.total - 1), self.total, "")
 
-        return layers_of(job.engine.classify(region, tile, wanted, on_batch), job.layers, job.classes)
+        probabilities = job.engine.classify(region, tile, wanted, on_batch)
+        return layers_of(probabilities, job.layers, job.classes, job.outputs.reject)
 
     def _left(self, block: Block) -> list[int]:
         return [number for number in block.tiles if number in self.tiles and number not in self.state.done]

@@ -164,7 +164,11 @@ def start(out: Path, run: Mapping[str, Any], resume: bool) -> tuple[Lock, bool]:
             for path in folder.iterdir():
                 if path.name != LOCK:
                     _remove(path)
-            write_atomic(folder / RUN, json.dumps(run).encode())
+            try:
+                write_atomic(folder / RUN, json.dumps(run).encode())
+            except BaseException:  # nothing to resume
+                discard(out)
+                raise
     except BaseException:
         lock.release()
         raise

@@ -1,7 +1,8 @@
 """The one attention call of the image side, and the choice of its backend. The only file that names xformers.
 
 On CUDA the encoder uses xformers memory-efficient attention wherever it loads, the decoders use ``short_attention``;
-on a CPU both use ``short_attention``; SDPA is the fallback of all.
+on a CPU both use ``short_attention``; SDPA is the fallback of all. Where torch is to be deterministic xformers is left
+out: its backward pass adds in no fixed order.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiffclip.errors import UsageError
-from fastdiffclip.kernels import short_attention, short_attention_packed
+from fastdiffclip.kernels import linear, short_attention, short_attention_packed
+from fastdiffclip.model.linear import Linear
 
 logger = logging.getLogger(__name__)
 # What importing or calling a wheel built for another torch, CUDA or Python has been seen to raise.
@@ -87,6 +89,8 @@ def choose(requested: str, role: str, device: torch.device | str) -> tuple[str, 
     device_type = torch.device(device).type
     if requested != "fastest":
         reason = xformers_unavailable(device_type) if requested == "xformers" else ""
+        if requested == "xformers" and not reason and torch.are_deterministic_algorithms_enabled():
+            reason = "its gradients are not the same bytes every time, which --deterministic asks for"
         if reason:
             raise UsageError(f"model.attention=xformers cannot be used: {reason}; choose fastest, short or sdpa")
         return requested, "asked for"
@@ -94,6 +98,8 @@ def choose(requested: str, role: str, device: torch.device | str) -> tuple[str, 
         return "short", "the CPU's attention for short sequences"
     if role == "decoder":
         return "short", "the decoders' attention for short sequences"
+    if torch.are_deterministic_algorithms_enabled():
+        return "short", "its gradients are the same bytes every time, those of xformers are not"
     reason = xformers_unavailable(device_type)
     return ("sdpa", f"xformers is not used: {reason}") if reason else ("xformers", "loads on this device")
 
@@ -104,7 +110,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, backend: str = "fastest", role: str = "encoder") -> None:
         super().__init__()
         self.heads, self.backend, self.role = heads, backend, role
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv, self.out = Linear(width, 3 * width), Linear(width, width)
 
     def forward(self, x_BLD: Tensor, queries: int | None = None) -> Tensor:
         batch, length, width = x_BLD.shape
@@ -112,9 +118,9 @@ class Attention(nn.Module):
         if queries is None:
             attended = self_attention(backend, self.qkv(x_BLD).view(batch, length, 3, self.heads, -1))
         else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(x_BLD[:, :queries], weight[:width], bias[:width])
-            q = q.view(batch, queries, self.heads, -1)
-            k, v = F.linear(x_BLD, weight[width:], bias[width:]).view(batch, length, 2, self.heads, -1).unbind(2)
+            weight, bias, impl = self.qkv.weight, self.qkv.bias, self.qkv.impl
+            q = linear(x_BLD[:, :queries], weight[:width], bias[:width], impl=impl)
+            kv = linear(x_BLD, weight[width:], bias[width:], impl=impl)
+            q, (k, v) = q.view(batch, queries, self.heads, -1), kv.view(batch, length, 2, self.heads, -1).unbind(2)
             attended = BACKENDS[backend](q, k, v)
         return self.out(attended.flatten(2))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fastdiffclip.kernels.reference import unit
 from fastdiffclip.model.encoder import ImageEncoder
 from fastdiffclip.model.stem import initialise
 from fastdiffclip.model.text import TextTransformer
@@ -69,12 +70,30 @@ class LanguageClassifier(nn.Module):
         Args:
             images: clean windows ``(B, L, C_m)`` per modality, or the encoder's class features ``(B, M * D)``.
         """
-        image = self.head(images) if isinstance(images, Tensor) else self.embed_image(images)
+        image = self.embed_features(images) if isinstance(images, Tensor) else self.embed_image(images)
         return image, self.embed_text(tokens_KT, end_K), self.logit_scale
 
     def embed_image(self, x_BLC: Sequence[Tensor]) -> Tensor:
         """``(B, embedding)`` of clean windows ``(B, L, C_m)`` per modality, not yet normalised."""
-        return self.head(self.encoder.class_features(x_BLC))
+        return self.embed_features(self.encoder.class_features(x_BLC))
+
+    def features(self, x_BLC: Sequence[Tensor]) -> Tensor:
+        """The encoder's class features ``(B, M * D)`` of clean windows ``(B, L, C_m)`` per modality."""
+        return self.encoder.class_features(x_BLC)
+
+    def features_of(self, means_BF: Tensor | None, tokens_BLD: Sequence[Tensor] | None) -> Tensor:
+        """:meth:`features` of windows whose pixels went through the stems already; it reads no window means."""
+        assert means_BF is None and tokens_BLD is not None
+        return self.encoder.class_features_of(tokens_BLD)
+
+    def embed_features(self, features: Tensor) -> Tensor:
+        """``(B, embedding)`` of the encoder's class features ``(B, M * D)``, not yet normalised."""
+        embedded: Tensor = self.head(features)
+        return embedded
+
+    def logits(self, image_BE: Tensor, text_KE: Tensor) -> Tensor:
+        """``(B, K)``: scaled cosine between image embeddings and L2-normalised text embeddings."""
+        return self.logit_scale * unit(image_BE) @ text_KE.T
 
     def embed_text(self, tokens_KT: Tensor, end_K: Tensor) -> Tensor:
         """``(K, embedding)`` of tokenised prompts, not yet normalised."""

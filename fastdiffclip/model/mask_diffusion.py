@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiffclip.model.encoder import Block, ImageEncoder
+from fastdiffclip.model.linear import Linear
 from fastdiffclip.model.stem import initialise, sincos_positions
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Decoder(nn.Module):
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
         width = config.decoder_width
-        self.embed = nn.Linear(config.width, width)
+        self.embed = Linear(config.width, width)
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.positions = nn.Parameter(sincos_positions(config.window, width))
         self.blocks = nn.ModuleList(
@@ -29,7 +30,7 @@ class Decoder(nn.Module):
             for _ in range(config.decoder_depth)
         )
         self.norm = nn.LayerNorm(width)
-        self.restore = nn.Linear(width, channels)
+        self.restore = Linear(width, channels)
 
     def forward(self, encoded_BVD: Tensor, ids_BV: Tensor) -> Tensor:
         """Restore windows from ``(B, 1 + V, D)`` encoded tokens (class token first)."""

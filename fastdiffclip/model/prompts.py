@@ -10,7 +10,8 @@ styles from plain to rich. This series keeps that order, in wording of its own:
                                      belongs to the class Trees.
     p5  name and description         Trees: leafy crowns with deep red absorption and a steep red edge, ...
 
-The default is p5 where every class has a description, else p4.
+The default is p5 where every class has a description, else p4. `none` says nothing: the text is the class's number,
+the control that shows what words add.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fastdiffclip.errors import InputDataError, UsageError, nearest
 from fastdiffclip.files import config_text
 
 STYLES = ("p1", "p2", "p3", "p4", "p5")
+WORDLESS = "none"
 PRESETS = ("houston2013", "trento", "muufl")
 
 _MODALITY_WORDS = {
@@ -80,19 +82,21 @@ def build_prompts(classes: Sequence[ClassText], style: str | None, modalities: S
 
 
 def resolve_prompts(choice: str | None, classes: Sequence[ClassText], modalities: Sequence[str]) -> list[str]:
-    """The prompts that ``--prompts CHOICE`` means: None, a style, the name of a shipped set, or a YAML file.
+    """The prompts that ``--prompts CHOICE`` means: None, a style, ``none``, the name of a shipped set, or a YAML file.
 
     Raises UsageError if it is none of these, and what ``build_prompts`` and ``prompts_from_yaml`` raise.
     """
     if choice is None or choice in STYLES:
         return build_prompts(classes, choice, modalities)
+    if choice == WORDLESS:
+        return [str(c.value) for c in classes]
     if choice in PRESETS:
         text = config_text(f"prompts/{choice}.yaml")
         return prompts_from_yaml(text, f"prompt set '{choice}'", classes, modalities)
     path = Path(choice)
     if not path.is_file():
         raise UsageError(
-            f"the prompts '{choice}' are neither a style (p1 to p5) nor a shipped set ({', '.join(PRESETS)}) "
+            f"the prompts '{choice}' are neither a style (p1 to p5, none) nor a shipped set ({', '.join(PRESETS)}) "
             f"nor a file that exists{nearest(choice, STYLES + PRESETS)}"
         )
     try:

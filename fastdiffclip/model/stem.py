@@ -10,14 +10,16 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastdiffclip.model.linear import Linear
+
 
 class Stem(nn.Module):
     """Projection of one modality: ``(..., C)`` to ``(..., width)``."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(channels, width), nn.Linear(width, width)
-        self.token = nn.Linear(width, width)
+        self.first, self.second = Linear(channels, width), Linear(width, width)
+        self.token = Linear(width, width)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:

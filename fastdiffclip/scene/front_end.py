@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Types that stay as they are, with scale and offset for the kernels; others are prepared to float32 values.
 FOLDED_DTYPES = frozenset({"uint16", "int16", "float16"})
 _WAVELENGTH_TOLERANCE_NM = 1.0
+# Far beyond what the scenes of the fit can give; other scenes may hold anything, and a loss has to stay finite.
+_LARGEST_VALUE = 1e6
 _TO_NM = {"nm": 1.0, "nanometers": 1.0, "nanometres": 1.0, "um": 1e3, "µm": 1e3, "micrometers": 1e3}
 
 
@@ -86,10 +88,12 @@ class FrontEnd:
             if x.dtype.name in FOLDED_DTYPES:
                 values = _folded_values(filled, transform)
             else:  # in float32, a large number times a small scale would lose what wider pixels hold
-                values = (filled * transform.scale + transform.offset).astype(np.float32)
+                wide = filled * transform.scale + transform.offset
+                values = np.clip(wide, -_LARGEST_VALUE, _LARGEST_VALUE).astype(np.float32)
         else:
             flat = np.where(valid[..., None], x, 0).reshape(-1, x.shape[-1])
             values = transform.apply(physical_values(flat, source)).reshape(*valid.shape, -1)
+            np.clip(values, -_LARGEST_VALUE, _LARGEST_VALUE, out=values)
         values[~valid] = 0
         return values, valid
 

@@ -49,19 +49,39 @@ class Projection:
         for begin in range(0, len(x), TILE):
             part = x[begin : begin + TILE]
             tile[:, : len(part)] = part.T
-            centred = features_of(tile, self.rms_floor) - self.mean[:, None]
+            centred = self._centred(features_of(tile, self.rms_floor))
             # Not a BLAS product: OpenBLAS rounds a row differently at other places of the same matrix.
             projected = np.einsum("nt,nk->kt", centred, self.matrix)
             out[begin : begin + TILE] = projected[:, : len(part)].T
         return out
+
+    def _centred(self, features: np.ndarray) -> np.ndarray:
+        """``features - mean``; bands as they are, without a limit of their own, stay where the product is finite."""
+        if self.rms_floor is not None:
+            return features - self.mean[:, None]
+        largest = np.float32(min(1e38, 1e30 / float(np.abs(self.matrix).max())))
+        with np.errstate(over="ignore"):
+            return np.clip(features - self.mean[:, None], -largest, largest)
 
 
 def features_of(x: np.ndarray, rms_floor: float | None) -> np.ndarray:
     """Return (n, pixels) float32 features of ``x`` (bands, pixels) float32: see Projection."""
     if rms_floor is None:
         return x
-    rms = np.maximum(np.sqrt(np.mean(x * x, axis=0)), np.float32(rms_floor))
+    floor = np.maximum(np.float32(rms_floor), np.finfo(np.float32).tiny)
+    rms = np.maximum(_root_mean_square(x, floor), floor)
     return np.concatenate([x / rms, np.log(rms)[None]])
+
+
+def _root_mean_square(x: np.ndarray, floor: np.float32) -> np.ndarray:
+    """Per pixel; where squares leave the range of float32, of numbers that are scaled to the largest one."""
+    with np.errstate(over="ignore", under="ignore"):
+        rms = np.sqrt(np.mean(x * x, axis=0))
+    odd = ~(rms < 1e15) | ((rms < 1e-15) & (floor < 1e-15))
+    if odd.any():
+        peak = np.maximum(np.abs(x[:, odd]).max(axis=0), floor)
+        rms[odd] = peak * np.sqrt(np.mean((x[:, odd] / peak) ** 2, axis=0))
+    return rms
 
 
 def fit_projection(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class WindowSource:
         for scene in scenes:
             front_end.check(scene)
         self.scenes, self.front_end, self.window = list(scenes), front_end, window
+        self.memo: dict[str, Any] = {}  # what was found out about these windows and is asked for again and again
         self._whole: PreparedScenes | None = None
         if prepared_bytes(scenes, front_end) <= budget:
             self._whole = prepare_scenes(scenes, front_end)

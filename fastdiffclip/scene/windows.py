@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "crop_centres",
+    "crop_windows",
     "gather_backend",
     "gather_windows",
     "iter_row_blocks",
@@ -159,14 +161,32 @@ def read_windows(scenes: Sequence[Scene], front_end: FrontEnd, centres: np.ndarr
         front_end.check(scene)
     sizes = np.array([[0, s.height, s.width] for s in scenes], np.int64).reshape(-1, 3)
     centres = _checked_centres(sizes, centres)
-    length = window * window
-    starts = np.arange(len(centres), dtype=np.int64) * length
     modalities = {
         name: _read_modality(scenes, front_end, name, dtype, centres, radius)
         for name, dtype in storage_dtypes(scenes, front_end).items()
     }
+    return PreparedScenes(modalities=modalities, extents=_crop_extents(len(centres), window))
+
+
+def crop_windows(prepared: PreparedScenes, centres: np.ndarray, window: int) -> PreparedScenes:
+    """Return what ``read_windows`` returns for ``centres`` (B, 3), cut out of scenes that are in memory.
+
+    Raises UsageError for an even window, ValueError for a centre outside its scene.
+    """
+    radius = window_radius(window)
+    centres = _checked_centres(prepared.extents, centres)
+    pixels = _token_pixels(prepared.extents, centres, radius).reshape(-1)
+    modalities = {
+        name: replace(part, pixels=part.pixels.take(pixels, axis=0), valid=pack_valid(_bits(part.valid, pixels)))
+        for name, part in prepared.modalities.items()
+    }
+    return PreparedScenes(modalities=modalities, extents=_crop_extents(len(centres), window))
+
+
+def _crop_extents(count: int, window: int) -> np.ndarray:
+    starts = np.arange(count, dtype=np.int64) * window**2
     side = np.full_like(starts, window)
-    return PreparedScenes(modalities=modalities, extents=np.stack([starts, side, side], axis=1))
+    return np.stack([starts, side, side], axis=1)
 
 
 def gather_backend() -> tuple[str, str]:

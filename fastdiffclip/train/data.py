@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from fastdiffclip.errors import InputDataError
 from fastdiffclip.kernels import FlatScene, philox
-from fastdiffclip.scene.prepare import FrontEnd, PreparedScenes, prepare_scenes, prepared_bytes
+from fastdiffclip.scene.prepare import FrontEnd, PreparedScenes, prepare_scenes, prepared_bytes, storage_dtypes
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.scene.windows import crop_centres, read_windows, sampled_centres, valid_centres
+from fastdiffclip.train.loop import EpochOrder
+from fastdiffclip.train.steps import BeforeStep
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,27 @@ class UmdData:
 
     flat: list[FlatScene]
     centres: Tensor
+
+    def batch(self, order: EpochOrder, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``order`` says of ``step``, with centres in :attr:`flat`, ``(rows, 3)``, in place of samples."""
+        chosen, rows, total = order(step)
+        return self.centres[chosen], rows, total
+
+    @contextmanager
+    def feed(self, first: int, total: int) -> Iterator[BeforeStep | None]:
+        """Around the steps ``first`` to ``total``: what the host has to do before each of them; nothing here."""
+        yield None
+
+
+def device_room(device: torch.device) -> int | None:
+    """Bytes that windows may take on a GPU, half of what is free; None on a CPU, where the memory budget says it."""
+    return None if device.type == "cpu" else torch.cuda.mem_get_info(device)[0] // 2
+
+
+def window_bytes(scenes: Sequence[Scene], front_end: FrontEnd, window: int) -> int:
+    """Bytes of one window as it is stored, over all modalities; a byte for the validity of a token."""
+    dtypes = storage_dtypes(scenes, front_end)
+    return window**2 * sum(count * dtypes[name].itemsize + 1 for name, count in front_end.channels.items())
 
 
 def flatten(prepared: PreparedScenes, device: torch.device) -> list[FlatScene]:
@@ -59,11 +83,20 @@ def umd_data(
         prepared = prepare_scenes(scenes, front_end)
         centres = _draw(sampled_centres(scenes, valid_centres(prepared), window), samples, seed)
         return UmdData(flatten(prepared, device), torch.from_numpy(centres).to(device))
-    candidates = np.concatenate([_scene_centres(number, scene) for number, scene in enumerate(scenes)])
-    centres = _draw(sampled_centres(scenes, candidates, window), samples, seed)
+    centres = unlabelled_centres(scenes, samples, window, seed)
     prepared = read_windows(scenes, front_end, centres, window)
     own = crop_centres(len(centres), window)
     return UmdData(flatten(prepared, device), torch.from_numpy(own).to(device))
+
+
+def unlabelled_centres(scenes: Sequence[Scene], samples: int, window: int, seed: int) -> np.ndarray:
+    """Centres ``(n, 3)`` int64 of at most ``samples`` windows, drawn from the masks of the scenes; as :func:`umd_data`.
+
+    Raises:
+        InputDataError: no pixel is valid in all modalities.
+    """
+    candidates = np.concatenate([_scene_centres(number, scene) for number, scene in enumerate(scenes)])
+    return _draw(sampled_centres(scenes, candidates, window), samples, seed)
 
 
 def _scene_centres(number: int, scene: Scene) -> np.ndarray:

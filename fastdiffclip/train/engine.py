@@ -1,283 +1,219 @@
-"""What both stages share: precision, micro-batches, the optimiser, the loop, its log, checkpoints and interrupts."""
+"""What turns gradients into new weights: one process, data-parallel processes, or DeepSpeed.
+
+All see the same shares of the same batch, sum the same gradients and keep the same state, so the number of processes
+and the engine do not change a run, and a checkpoint of one continues in another.
+"""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastdiffclip import checkpoint
-from fastdiffclip.config import Config, FlcConfig, UmdConfig
-from fastdiffclip.errors import InputDataError
-from fastdiffclip.files import held_folder
-from fastdiffclip.kernels import philox
-from fastdiffclip.runtime import Compute, Progress, deferred_signals, seconds_since_start, silent
-from fastdiffclip.tensorboard import EventLog
-from fastdiffclip.train.engines import ALONE, Engine, choose_engine
-from fastdiffclip.train.steps import NonFiniteLoss, StepLoss, Steps, take_steps
+from fastdiffclip.config import Config
+from fastdiffclip.errors import ResourceError, UsageError
+from fastdiffclip.files import config_text
 from fastdiffclip.train.world import World
 
-CHECKPOINT_SECONDS = 60.0
+MOMENTS = ("exp_avg", "exp_avg_sq")
+ALONE = World()
 
 
-def slices(batch: int, micro: int, rows: int) -> Iterator[slice]:
-    """Slices of ``micro`` rows that hold at least one of the first ``rows`` real ones."""
-    for first in range(0, min(batch, rows), micro):
-        yield slice(first, min(first + micro, batch))
-
-
-class EpochOrder:
-    """Which samples make up a step: epochs are permutations of all, cut into batches, the last one padded.
-
-    Everything is found on the device from the step's number, so that a graph can do it.
-    """
-
-    def __init__(self, seed: int, samples: int, batch: int, device: torch.device, world: World = ALONE) -> None:
-        self.samples, self.batch = samples, batch
-        self.steps_per_epoch = -(-samples // batch)
-        self.first, self.rows = world.share(batch)
-        self._seed = torch.tensor(seed, dtype=torch.int64, device=device)
-        self._place = self.first + torch.arange(self.rows, device=device)
-
-    def rng(self, step: Tensor, first: int = 0) -> Tensor:
-        """State of the random numbers (``philox.rng_state``) at ``step``, for rows from ``first`` of this share on."""
-        return torch.stack([self._seed, step, torch.full_like(step, self.first + first)])
-
-    def real(self, step: int) -> Tensor:
-        """The samples of this share at ``step`` that count."""
-        chosen, rows, _ = self(torch.tensor(step, device=self._seed.device))
-        return chosen[: int(rows)]
-
-    def __call__(self, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What this process does at ``step``.
-
-        Returns:
-            samples of its share, ``(rows,)`` int64, padding repeats the batch's first; how many of them count, and how
-            many of all shares (scalars).
-        """
-        epoch, number = step // self.steps_per_epoch, step % self.steps_per_epoch
-        state = torch.stack([self._seed, epoch, torch.zeros_like(step)])
-        order = philox.permutation(state, philox.SHUFFLE, self.samples)
-        first = number * self.batch
-        total = (self.samples - first).clamp(max=self.batch)
-        chosen = order[first + torch.where(self._place < total, self._place, 0)]
-        return chosen, (total - self.first).clamp(min=0, max=self.rows), total
-
-
-@contextmanager
-def run_folder(out: Path | None, resume: bool, world: World) -> Iterator[Path | None]:
-    """The folder of a run, made or checked and held by the main process; None for a run that leaves nothing."""
-    with held_folder(Path(out), resume) if out is not None and world.main else nullcontext():
-        world.wait()
-        yield None if out is None else Path(out)
-        world.wait()
-
-
-def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's part of :meth:`Engine.state`, or of a finished run."""
-    return {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-
-
-def start_engine(
-    model: nn.Module,
-    found: Mapping[str, Tensor],
-    config: Config,
-    stage: UmdConfig | FlcConfig,
-    where: Compute,
-    world: World,
-) -> Engine:
-    """The engine of a run, which goes on from the tensors of :meth:`Loop.resume` where there are any."""
-    if found:
-        model.load_state_dict(weights_of(found))
-    model.to(where.device)
-    where.compile_module(model)
-    engine = choose_engine(model, adam(model, stage.lr, stage.weight_decay), stage.clip, config, world)
-    if any(name.startswith("optimiser.") for name in found):  # a finished run keeps no moments
-        engine.restore(found)
-    return engine
-
-
-def adam(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam:
-    """Adam; weight decay reaches matrices of linear layers only, never embeddings, positions, norms or biases."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    seen: set[int] = set()
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad and id(parameter) not in seen:
-                seen.add(id(parameter))
-                (decayed if isinstance(module, nn.Linear) and name == "weight" else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    device = next(model.parameters()).device
-    if device.type == "cuda":  # a graph reads the rate from the device
-        return torch.optim.Adam(groups, lr=torch.tensor(lr, device=device), fused=True, capturable=True)
-    return torch.optim.Adam(groups, lr=lr, fused=True)
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short hash of JSON-able settings: two runs with the same one may continue each other."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def settings_of(config: Config) -> dict[str, Any]:
-    """The settings that a result depends on: not the memory budget, nor how many processes work together and how."""
-    return config.model_dump(mode="json", exclude={"memory_gib", "engine", "zero"})
-
-
-def weights_digest(model: nn.Module) -> str:
-    """sha256 over names and numbers of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-@dataclass
-class Loop:
-    """Optimiser steps with learning-rate schedule, log, checkpoints and resume.
+class Engine:
+    """One process; also what the others build on.
 
     Args:
-        stage: name shown in progress and errors.
-        total: number of optimiser steps.
-        learning_rate: step to learning rate.
-        folder: of the run, or None for a run that leaves nothing on disk.
-        identity: fingerprint of settings and data.
-        tensorboard: whether loss and learning rate go to event files in the folder, too.
+        model: what is trained; its ``forward`` is what :attr:`network` calls.
+        optimiser: Adam over its parameters.
+        clip: largest norm of the whole gradient; 0 leaves it as it is.
+        world: the processes of the run.
     """
 
-    stage: str
-    total: int
-    learning_rate: Callable[[int], float]
-    folder: Path | None = None
-    identity: str = ""
-    progress: Progress = silent
-    tensorboard: bool = False
-    losses: list[float] = field(default_factory=list)
-    seconds_to_first_step: float | None = None
+    def __init__(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer, clip: float = 0.0, world: World = ALONE
+    ) -> None:
+        self.model, self.optimiser, self.clip, self.world = model, optimiser, clip, world
+        self.network: nn.Module = model
+        self.device = next(model.parameters()).device
 
-    def resume(self) -> tuple[int, dict[str, Tensor]]:
-        """Take up the finished run or the newest checkpoint of the folder.
+    def micro(self, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of a micro-batch; ``last``: of its step."""
+        return nullcontext()
 
-        Returns:
-            The step to go on with, and the tensors of :meth:`Engine.state` then; 0 and none for a fresh start.
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradients of this process's part of the loss; after the last they are those of the whole batch."""
+        loss.backward()
+
+    def zero(self) -> None:
+        """Forget the gradients."""
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Change the weights; the learning rate is that of the optimiser's groups."""
+        if self.clip > 0:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimiser.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights (``model.<name>``) and moments (``optimiser.<number>.<key>``), whole; all processes must ask."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return tensors | checkpoint.optimiser_tensors(self.optimiser)
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the moments of :meth:`state`; weights are put into the model before the engine is made."""
+        checkpoint.restore_optimiser(self.optimiser, tensors)
+
+
+class DdpEngine(Engine):
+    """torch's DistributedDataParallel: every process holds everything, gradients are summed while they are made."""
+
+    def __init__(self, model: nn.Module, optimiser: torch.optim.Optimizer, clip: float, world: World) -> None:
+        super().__init__(model, optimiser, clip, world)
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        self.parallel = nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        self.network = self.parallel
+
+    def micro(self, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if last else self.parallel.no_sync()
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        (loss * self.world.size).backward()  # it averages over processes, the shares are to be summed
+
+    def zero(self) -> None:
+        self.optimiser.zero_grad(set_to_none=False)  # they are views of its buckets
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed with ZeRO stage 0 to 3: optimiser state, gradients and weights are shared out among the processes."""
+
+    def __init__(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer, clip: float, world: World, stage: int
+    ) -> None:
+        super().__init__(model, optimiser, clip, world)
+        deepspeed = _import_deepspeed(self.device)
+        settings = json.loads(config_text(f"deepspeed_zero{stage}.json"))
+        settings["gradient_clipping"] = clip
+        self.stage = stage
+        self.parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        self.deepspeed, wrapped, _, _ = deepspeed.initialize(model=model, optimizer=optimiser, config=settings)
+        self.network, self.optimiser = self.deepspeed, wrapped
+        self._inner = getattr(wrapped, "optimizer", wrapped)
+        self._start_moments()
+
+    def _start_moments(self) -> None:
+        """Moments of zero, now: ZeRO makes them at the first step, and 1 and 2 make known those of one group alone.
+
+        What is reached into is that of the version in constraints.txt; the tests take every stage.
         """
-        if self.folder is None:
-            return 0, {}
-        finished = checkpoint.finished_run(self.folder, self.identity)
-        found = (self.total, finished) if finished else checkpoint.latest_checkpoint(self.folder, self.identity)
-        if found is None:
-            return 0, {}
-        self.losses = found[1][checkpoint.LOSSES].tolist()
-        return found
+        zero: Any = self.optimiser
+        flats = [p for group in self._inner.param_groups for p in group["params"]]
+        if self.stage == 3:
+            flats = zero.fp32_partitioned_groups_flat
+        for flat in flats:
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            self._inner.state[flat] = {"step": torch.zeros((), device=flat.device), **moments}
+        if self.stage in (1, 2):
+            zero._lazy_init_hp_params_optimizer_state()
 
-    def save(self, step: int, engine: Engine) -> None:
-        """Write a checkpoint from which :meth:`resume` goes on at ``step``; all processes give, the main one writes."""
-        tensors = engine.state() | {checkpoint.LOSSES: torch.tensor(self.losses, dtype=torch.float64)}
-        if self.folder is not None and engine.world.main:
-            checkpoint.save_checkpoint(self.folder, step, tensors, self.identity)
-            self.write_log()
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self.deepspeed.set_gradient_accumulation_boundary(last)
+        self.deepspeed.backward(loss * self.world.size)  # it averages over processes, the shares are to be summed
+        if not last:
+            self.deepspeed.step()  # counts the micro-batch
 
-    def run(
-        self,
-        step_loss: StepLoss,
-        engine: Engine,
-        windows_per_step: int,
-        first: int = 0,
-        order: EpochOrder | None = None,
-    ) -> list[float]:
-        """Take the steps from ``first`` on; ``order`` lets an error name the windows of its step.
+    def zero(self) -> None:
+        """DeepSpeed forgets them itself after each step."""
 
-        Raises:
-            InterruptedRunError: a signal came; the step in flight was finished and a checkpoint saved.
-            InputDataError: the loss is not a finite number; the step is named.
-        """
-        steps = take_steps(step_loss, engine, self.learning_rate, self.total, first)
-        with self._event_log(first, engine.world) as events:
-            try:
-                self._run(steps, engine, windows_per_step, first, events)
-            except NonFiniteLoss as found:
-                raise InputDataError(self._what_is_wrong(found, order)) from None
-        if engine.world.main:
-            self.write_log()
-        return self.losses
+    def step(self) -> None:
+        self.deepspeed.step()
 
-    def _run(self, steps: Steps, engine: Engine, windows_per_step: int, first: int, events: EventLog | None) -> None:
-        began = saved = time.monotonic()
-        with deferred_signals() as stop:
-            for step in range(first, self.total):
-                self._taken(events, steps.advance, step)
-                if self.seconds_to_first_step is None:
-                    self.seconds_to_first_step = seconds_since_start()
-                rate = (step - first + 1) * windows_per_step / max(time.monotonic() - began, 1e-9)
-                self.progress(self.stage, step + 1, self.total, f"{self._last_loss()}{rate:.0f} windows/s")
-                due = time.monotonic() - saved > CHECKPOINT_SECONDS and step + 1 < self.total
-                due, stop.signal = engine.world.agree(due, stop.signal, engine.device)
-                if due or stop.signal is not None:
-                    self._taken(events, steps.settle)
-                    self.save(step + 1, engine)
-                    saved = time.monotonic()
-                where = f"; continue with --resume --out {self.folder}" if self.folder else ""
-                stop.raise_if_set(f"{self.stage} was interrupted after step {step + 1} of {self.total}{where}")
-        self._taken(events, steps.settle)
+    def state(self) -> dict[str, Tensor]:
+        if self.stage == 0:
+            return super().state()
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    @contextmanager
-    def _event_log(self, first: int, world: World) -> Iterator[EventLog | None]:
-        if not (self.tensorboard and self.folder is not None and world.main):
-            yield None
-            return
-        events = EventLog(self.folder / "tensorboard", first)
-        try:
-            yield events
-        finally:
-            events.close()
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                tensors[f"model.{name}"] = _whole(safe_get_full_fp32_param(parameter))
+            elif self.stage == 3:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    tensors[f"model.{name}"] = parameter.detach().clone()
+        count = next(iter(self._inner.state.values()))["step"]
+        for number, parameter in enumerate(self.parameters):
+            for key in MOMENTS:
+                tensors[f"optimiser.{number}.{key}"] = _whole(safe_get_full_optimizer_state(parameter, key))
+            tensors[f"optimiser.{number}.step"] = count.detach().clone()
+        return tensors
 
-    def _taken(self, events: EventLog | None, call: Callable[..., list[float]], *step: int) -> None:
-        """Call ``steps.advance`` or ``settle``, and enter the losses that became known."""
-        known = call(*step)
-        for loss in known:
-            if events is not None:
-                events.scalar("loss", loss, len(self.losses))
-                events.scalar("learning_rate", self.learning_rate(len(self.losses)), len(self.losses))
-            self.losses.append(loss)
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.stage == 0:
+            return super().restore(tensors)
+        from deepspeed.utils import safe_set_full_optimizer_state
 
-    def _what_is_wrong(self, found: NonFiniteLoss, order: EpochOrder | None) -> str:
-        windows, back = "", ""
-        if order is not None:
-            chosen = order.real(found.step).tolist()
-            windows = f", whose windows are {', '.join(map(str, chosen[:8]))}{', ...' if len(chosen) > 8 else ''}"
-            windows += f" of the {order.samples}"
-        if self.folder is not None:
-            saved = checkpoint.latest_checkpoint(self.folder, self.identity)
-            if saved is not None:
-                back = f"; the weights of step {saved[0]} are in {self.folder / checkpoint.CHECKPOINTS}"
-        return (
-            f"{self.stage}: the loss became {found.loss} at step {found.step}{windows}; lower the learning rate, "
-            f"or look for extreme values with 'fastdiffclip scene verify'{back}"
-        )
+        for number, parameter in enumerate(self.parameters):
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, tensors[f"optimiser.{number}.{key}"], key)
+        for entry in self._inner.state.values():
+            entry["step"].copy_(tensors["optimiser.0.step"])
+        return None
 
-    def _last_loss(self) -> str:
-        return f"loss {self.losses[-1]:.4f}  " if self.losses else ""
 
-    def write_log(self) -> None:
-        """``log.csv``: step, learning rate, loss."""
-        if self.folder is None:
-            return
-        text = io.StringIO(newline="")
-        table = csv.writer(text)
-        table.writerow(["step", "learning_rate", "loss"])
-        table.writerows(
-            [step, f"{self.learning_rate(step):.8g}", f"{loss:.8g}"] for step, loss in enumerate(self.losses)
-        )
-        checkpoint.write_atomic(self.folder / checkpoint.LOG, text.getvalue().encode())
+def _whole(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "DeepSpeed holds no such tensor"
+    return tensor.detach().clone()
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed quietly, for the device of the run. Raises :class:`ResourceError` when it is not installed."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    try:
+        import deepspeed
+        from deepspeed.ops import __compatible_ops__
+    except ImportError as error:
+        raise ResourceError(
+            f"--engine deepspeed needs the package deepspeed ({error}); pip install 'fastdiffclip[scale]'"
+        ) from None
+    __compatible_ops__["deepspeed_shm_comm"] = False  # or it compiles a C++ op for half a minute, for one message
+    return deepspeed
+
+
+def choose_engine(
+    model: nn.Module, optimiser: torch.optim.Optimizer, clip: float, config: Config, world: World
+) -> Engine:
+    """The engine that ``engine`` and ``zero`` ask for; ``auto``: one process alone, DDP among several.
+
+    Raises:
+        UsageError: ``zero`` without DeepSpeed, or several processes for the engine of one.
+        ResourceError: the package is missing.
+    """
+    name = config.engine if config.engine != "auto" else ("single" if world.size == 1 else "ddp")
+    if config.zero and name != "deepspeed":
+        raise UsageError(f"--zero {config.zero} is a stage of DeepSpeed; add --engine deepspeed")
+    if name == "single" and world.size > 1:
+        raise UsageError(f"--engine single is for one process, and there are {world.size}; use ddp or deepspeed")
+    if name == "deepspeed":
+        _rendezvous_of_one(world)
+        return DeepSpeedEngine(model, optimiser, clip, world, config.zero)
+    if name == "ddp" and world.size > 1:
+        return DdpEngine(model, optimiser, clip, world)
+    return Engine(model, optimiser, clip, world)
+
+
+def _rendezvous_of_one(world: World) -> None:
+    """A process alone meets itself: DeepSpeed looks for MPI otherwise."""
+    if world.size == 1 and not torch.distributed.is_initialized():
+        store = torch.distributed.HashStore()
+        device = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(device, store=store, rank=0, world_size=1)
+        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+            os.environ.setdefault(name, value)

@@ -18,8 +18,11 @@ from fastdiffclip.config import Config, FlcConfig, load_config
 from fastdiffclip.errors import InputDataError
 from fastdiffclip.kernels import contrastive, contrastive_columns
 from fastdiffclip.kernels.reference import unit
+from fastdiffclip.model.encoder import ImageEncoder
 from fastdiffclip.model.language_classifier import LanguageClassifier
+from fastdiffclip.model.logistic_classifier import LogisticClassifier
 from fastdiffclip.model.prompts import ClassText, resolve_prompts
+from fastdiffclip.model.spectral_denoiser import SpectralDenoiser
 from fastdiffclip.model.text import load_tokenizer, trim_context
 from fastdiffclip.runtime import Compute, Progress, memory_budget, silent
 from fastdiffclip.scene.labelled import Labelled
@@ -28,7 +31,9 @@ from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import ClassInfo, Scene
 from fastdiffclip.scene.windows import require_whole_windows
 from fastdiffclip.train.data import scene_records
-from fastdiffclip.train.engine import (
+from fastdiffclip.train.engine import Engine
+from fastdiffclip.train.logistic import Head, feature_statistics, fit_head, new_logistic, window_features
+from fastdiffclip.train.loop import (
     EpochOrder,
     Loop,
     fingerprint,
@@ -38,7 +43,6 @@ from fastdiffclip.train.engine import (
     weights_digest,
     weights_of,
 )
-from fastdiffclip.train.engines import Engine
 from fastdiffclip.train.umd import UmdResult
 from fastdiffclip.train.world import World
 
@@ -71,9 +75,12 @@ class Shots:
 
 @dataclass(frozen=True)
 class FlcResult:
-    """A trained classifier; ``text_embeddings`` are ``(K, E)`` float32, L2-normalised, one row per class."""
+    """A trained classifier; ``text_embeddings`` are ``(K, E)`` float32, one row per class, of length 1.
 
-    model: LanguageClassifier
+    Under ``flc.head=logistic`` the row of a class without shots is shorter.
+    """
+
+    model: LanguageClassifier | LogisticClassifier
     front_end: FrontEnd
     config: Config
     classes: tuple[ClassInfo, ...]
@@ -176,7 +183,7 @@ def new_classifier(front_end: FrontEnd, config: Config, umd: UmdResult | None, s
         seed,
     )
     if umd is not None:
-        model.encoder.load_state_dict(umd.model.encoder.state_dict())
+        model.encoder.load_state_dict(umd.network.state_dict())
     return model
 
 
@@ -187,10 +194,15 @@ def class_prompts(scenes: Sequence[Scene], labelled: Labelled, choice: str | Non
 
 
 def check_fits(umd: UmdResult, config: Config) -> None:
-    """Raise :class:`InputDataError` when a pretrained encoder has other sizes or another front end."""
+    """Raise :class:`InputDataError` when a pretrained network is of another kind, other sizes or another front end."""
     ours, theirs = config.model, umd.config.model
-    names = ("window", "width", "depth", "heads", "mlp_ratio")
-    different = [
+    names = ("window", "width", "depth", "heads", "mlp_ratio") if config.tokens == "pixels" else ("window",)
+    different = []
+    if umd.config.tokens != config.tokens:
+        different.append(f"it restores {umd.config.tokens}, and the head reads a network that restores {config.tokens}")
+    elif config.tokens == "bands" and umd.config.mean_sizes != config.mean_sizes:
+        different.append(f"logistic.sizes {list(umd.config.mean_sizes)} there, {list(config.mean_sizes)} here")
+    different += [
         f"model.{name} {getattr(theirs, name)} there, {getattr(ours, name)} here"
         for name in names
         if getattr(ours, name) != getattr(theirs, name)
@@ -244,23 +256,31 @@ def train_flc(
     with run_folder(out, resume, world) as folder:
         source = source or window_source(scenes, config, umd)
         front_end = source.front_end
+        network = None if umd is None else umd.network
+        identity = fingerprint(
+            "flc",
+            settings_of(config),
+            seed,
+            [s.sha256 for s in scenes],
+            shots.centres.tolist(),
+            shots.labels.tolist(),
+            [item.value for item in shots.classes],
+            shots.prompts,
+            None if network is None else weights_digest(network),
+        )
+        if config.flc.head == "logistic":
+            loop = Loop("train-flc", 0, lambda step: 1.0, folder, identity, progress)
+            result, head = _fit_logistic(loop, source, shots, config, network, seed, resume, where)
+            if folder is not None and world.main and head is not None:
+                _save(result, scenes, shots, seed, umd, loop, {**(extra or {}), "head": head.summary()})
+            return result
         steps_per_epoch = math.ceil(len(shots.labels) / min(config.flc.batch, len(shots.labels)))
         loop = Loop(
             "train-flc",
             config.flc.epochs * steps_per_epoch,
             lambda step: learning_rate(config.flc, step // steps_per_epoch),
             folder,
-            fingerprint(
-                "flc",
-                settings_of(config),
-                seed,
-                [s.sha256 for s in scenes],
-                shots.centres.tolist(),
-                shots.labels.tolist(),
-                [item.value for item in shots.classes],
-                shots.prompts,
-                None if umd is None else weights_digest(umd.model.encoder),
-            ),
+            identity,
             progress,
             tensorboard,
         )
@@ -280,6 +300,37 @@ def train_flc(
         if folder is not None and world.main:
             _save(result, scenes, shots, seed, umd, loop, extra or {})
         return result
+
+
+def _fit_logistic(
+    loop: Loop,
+    source: WindowSource,
+    shots: Shots,
+    config: Config,
+    network: ImageEncoder | SpectralDenoiser | None,
+    seed: int,
+    resume: bool,
+    where: Compute,
+) -> tuple[FlcResult, Head | None]:
+    """The run of ``flc.head=logistic``; its head is None where the finished run in the folder was taken."""
+    model = new_logistic(source.front_end, config, network, seed).to(where.device)
+    found = loop.resume()[1] if resume else {}
+    head = None
+    if found:
+        model.take(weights_of(found))
+        texts = found["text_embeddings"]
+    else:
+        loop.progress(loop.stage, 0, 2, "features")
+        statistics = feature_statistics(model, source, config, where)
+        features = window_features(model, source.windows(shots.centres), where)
+        loop.progress(loop.stage, 1, 2, "fit")
+        head = fit_head(features, shots.indices().numpy(), shots.prompts, statistics, config.logistic)
+        texts = head.put_into(model)
+        loop.losses = head.losses
+        loop.write_log()
+        loop.progress(loop.stage, 2, 2, f"loss {head.losses[-1]:.4f}")
+    result = FlcResult(model, source.front_end, config, shots.classes, shots.prompts, texts, loop.losses, loop.folder)
+    return result, head
 
 
 def learning_rate(settings: FlcConfig, epoch: int) -> float:

@@ -15,10 +15,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastdiffclip.train.engines import Engine
+from fastdiffclip.train.engine import Engine
 
 StepLoss = Callable[[Tensor], Tensor]
 """``step_loss(number)``: loss of a step, scalar, with the gradients added to the parameters' ``.grad``."""
+
+BeforeStep = Callable[[int], None]
+"""``before(step)``: called by the host before it asks for the step, on the stream that will compute it."""
 
 WARM_UP = 3  # steps taken one by one before the capture: they choose algorithms, compile, allocate
 REPORT = 16  # steps between two looks at the losses
@@ -49,8 +52,11 @@ class HostSteps:
     step_loss: StepLoss
     engine: Engine
     learning_rate: Callable[[int], float]
+    before: BeforeStep | None = None
 
     def advance(self, step: int) -> list[float]:
+        if self.before is not None:
+            self.before(step)
         for group in self.engine.optimiser.param_groups:
             group["lr"] = self.learning_rate(step)
         self.engine.zero()
@@ -88,6 +94,7 @@ class GraphSteps:
         engine: of one process; its optimiser with ``capturable=True`` and the learning rate as a tensor on the device.
         total: number of steps of the run. first: the first one taken.
         capture: replaced where there is no device, to test the rest.
+        before: brings the data of a step into the memory that the graph reads; not part of the graph.
     """
 
     step_loss: StepLoss
@@ -96,6 +103,7 @@ class GraphSteps:
     total: int
     first: int
     capture: Capture = cuda_graph
+    before: BeforeStep | None = None
     _replay: Callable[[], object] | None = None
     _pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = field(default_factory=deque)
 
@@ -113,6 +121,8 @@ class GraphSteps:
 
     def advance(self, step: int) -> list[float]:
         with torch.cuda.stream(self._stream):
+            if self.before is not None:
+                self.before(step)
             if step - self.first < WARM_UP:
                 self.engine.zero()
                 self._once()
@@ -168,9 +178,14 @@ class GraphSteps:
 
 
 def take_steps(
-    step_loss: StepLoss, engine: Engine, learning_rate: Callable[[int], float], total: int, first: int = 0
+    step_loss: StepLoss,
+    engine: Engine,
+    learning_rate: Callable[[int], float],
+    total: int,
+    first: int = 0,
+    before: BeforeStep | None = None,
 ) -> Steps:
     """The way to take the steps ``first`` to ``total``: as a graph on one GPU, one by one elsewhere."""
     if engine.device.type == "cuda" and type(engine) is Engine:
-        return GraphSteps(step_loss, engine, learning_rate, total, first)
-    return HostSteps(step_loss, engine, learning_rate)
+        return GraphSteps(step_loss, engine, learning_rate, total, first, before=before)
+    return HostSteps(step_loss, engine, learning_rate, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from fastdiffclip.config import Config, load_config
 from fastdiffclip.kernels import masked_mse, philox, visible_noise
 from fastdiffclip.kernels.visible_noise import visible_count
 from fastdiffclip.model.diffusion import NoiseSchedule
+from fastdiffclip.model.encoder import ImageEncoder
 from fastdiffclip.model.mask_diffusion import MaskDiffusion
+from fastdiffclip.model.spectral_denoiser import SpectralDenoiser
 from fastdiffclip.runtime import Compute, Progress, memory_budget, silent
 from fastdiffclip.scene.prepare import FrontEnd, fit_front_end
 from fastdiffclip.scene.store import Scene
-from fastdiffclip.train.data import UmdData, scene_records, umd_data
-from fastdiffclip.train.engine import (
+from fastdiffclip.train import spectral
+from fastdiffclip.train.data import UmdData, device_room, scene_records
+from fastdiffclip.train.engine import Engine
+from fastdiffclip.train.loop import (
     EpochOrder,
     Loop,
     fingerprint,
@@ -31,7 +36,7 @@ from fastdiffclip.train.engine import (
     start_engine,
     weights_of,
 )
-from fastdiffclip.train.engines import Engine
+from fastdiffclip.train.prefetch import fitting_data
 from fastdiffclip.train.world import World
 
 
@@ -40,17 +45,23 @@ class UmdResult:
     """A pretrained model.
 
     Attributes:
-        model: encoder and decoders. front_end: the spectral front end it was trained behind.
+        model: encoder and decoders, or the network over bands where ``config.tokens`` says so.
+        front_end: the spectral front end it was trained behind.
         losses: loss of each step. folder: the run's folder, or None.
         seconds_to_first_step: from the start of the process; None where this process took no step.
     """
 
-    model: MaskDiffusion
+    model: MaskDiffusion | SpectralDenoiser
     front_end: FrontEnd
     config: Config
     losses: list[float]
     folder: Path | None
     seconds_to_first_step: float | None = None
+
+    @property
+    def network(self) -> ImageEncoder | SpectralDenoiser:
+        """The part that a classifier takes over."""
+        return self.model.encoder if isinstance(self.model, MaskDiffusion) else self.model
 
 
 class UmdStep:
@@ -62,9 +73,11 @@ class UmdStep:
 
     def __init__(self, data: UmdData, config: Config, seed: int, where: Compute, engine: Engine) -> None:
         self.data, self.config, self.where, self.engine = data, config, where, engine
-        self.schedule = NoiseSchedule(config.umd.timesteps, config.umd.beta_start, config.umd.beta_end).table(
-            where.device
-        )
+        umd = config.umd
+        schedule = NoiseSchedule(umd.timesteps, umd.beta_start, umd.beta_end).table()
+        if not umd.noise:  # a single timestep, at which tokens are what they were
+            schedule = torch.tensor([[1.0, 0.0]])
+        self.schedule = schedule.to(where.device)
         self.visible = visible_count(config.model.tokens, config.umd.mask_ratio)
         self.batch = min(config.umd.batch, len(data.centres))
         self.order = EpochOrder(seed, len(data.centres), self.batch, where.device, engine.world)
@@ -72,11 +85,9 @@ class UmdStep:
 
     def __call__(self, step: Tensor) -> Tensor:
         """This process's part of the loss of ``step``, a scalar int64 tensor on the device; gradients are added up."""
-        chosen, rows, total = self.order(step)
-        centres, device = self.data.centres[chosen], self.where.device
-        times = philox.uniform_integers(
-            self.order.rng(step), philox.TIMESTEP, self.order.rows, self.config.umd.timesteps
-        )
+        centres, rows, total = self.data.batch(self.order, step)
+        device = self.where.device
+        times = philox.uniform_integers(self.order.rng(step), philox.TIMESTEP, self.order.rows, len(self.schedule))
         loss = torch.zeros((), device=device)
         # Padding alone is not worth a pass, but only a CPU knows without waiting, and processes go in step.
         alone = device.type == "cpu" and self.engine.world.size == 1
@@ -150,36 +161,44 @@ def train_umd(
     world.start(where.device)
     with run_folder(out, resume, world) as folder:
         front_end = fit_front_end(config.prepare, scenes, config.components)
-        data = umd_data(
-            scenes,
-            front_end,
-            config.umd.samples,
-            config.model.window,
-            seed,
-            memory_budget(config.memory_gib),
-            where.device,
-        )
-        total = config.umd.epochs * math.ceil(len(data.centres) / min(config.umd.batch, len(data.centres)))
-        loop = Loop(
-            "train-umd",
-            total,
-            lambda s: config.umd.lr * 0.5 * (1.0 + math.cos(math.pi * s / total)),
-            folder,
-            fingerprint("umd", settings_of(config), seed, [scene.sha256 for scene in scenes]),
-            progress,
-            tensorboard,
-        )
+        budget = memory_budget(config.memory_gib)
+        if config.tokens == "bands":
+            pool = spectral.pool_of_means(scenes, front_end, config, seed, budget)
+            total, rate = config.bands.steps, partial(spectral.learning_rate, config.bands)
+        else:
+            data = fitting_data(scenes, front_end, config, seed, where.device, world, budget, device_room(where.device))
+            total = config.umd.epochs * math.ceil(len(data.centres) / min(config.umd.batch, len(data.centres)))
+            rate = partial(_learning_rate, config.umd.lr, total)
+        identity = fingerprint("umd", settings_of(config), seed, [scene.sha256 for scene in scenes])
+        loop = Loop("train-umd", total, rate, folder, identity, progress, tensorboard)
         first, found = loop.resume() if resume else (0, {})
-        model = MaskDiffusion(front_end.channels, config.model, seed)
-        engine = start_engine(model, found, config, config.umd, where, world)
-        step = UmdStep(data, config, seed, where, engine)
-        losses = loop.run(step, engine, step.batch, first, step.order)
-        trained = MaskDiffusion(front_end.channels, config.model, seed)
+        model = new_model(front_end, config, seed)
+        if config.tokens == "bands":
+            engine = start_engine(model, found, config, config.bands, where, world)
+            bands = spectral.SpectralStep(pool, config.bands, seed, where, engine)
+            losses = loop.run(bands, engine, bands.batch, first, bands.order)
+        else:
+            engine = start_engine(model, found, config, config.umd, where, world)
+            step = UmdStep(data, config, seed, where, engine)
+            with data.feed(first, total) as before:
+                losses = loop.run(step, engine, step.batch, first, step.order, before)
+        trained = new_model(front_end, config, seed)
         trained.load_state_dict(weights_of(engine.state()))
         result = UmdResult(trained.to(where.device), front_end, config, losses, folder, loop.seconds_to_first_step)
         if folder is not None and world.main:
             save(result, scenes, seed, loop.identity)
         return result
+
+
+def new_model(front_end: FrontEnd, config: Config, seed: int = 0) -> MaskDiffusion | SpectralDenoiser:
+    """The model that the settings pretrain, with fresh weights."""
+    if config.tokens == "bands":
+        return SpectralDenoiser(front_end.channels, seed)
+    return MaskDiffusion(front_end.channels, config.model, seed)
+
+
+def _learning_rate(highest: float, total: int, step: int) -> float:
+    return highest * 0.5 * (1.0 + math.cos(math.pi * step / total))
 
 
 def save(result: UmdResult, scenes: Sequence[Scene], seed: int, identity: str) -> None:
@@ -198,6 +217,6 @@ def load_umd(folder: Path) -> UmdResult:
     """Read a finished UMD run back. Raises :class:`InputDataError`."""
     run = checkpoint.load_run(Path(folder), "umd")
     front_end = FrontEnd.from_parts(*run.front_end_parts())
-    model = MaskDiffusion(front_end.channels, run.config.model)
+    model = new_model(front_end, run.config)
     model.load_state_dict(run.part("model"))
     return UmdResult(model, front_end, run.config, run.tensors[checkpoint.LOSSES].tolist(), Path(folder))

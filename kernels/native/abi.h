@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#define FDC_ABI_VERSION 3
+#define FDC_ABI_VERSION 4
 #define FDC_EXPORT extern "C" __attribute__((visibility("default")))
 
 enum fdc_dtype : int32_t { FDC_UINT16 = 0, FDC_INT16 = 1, FDC_FLOAT16 = 2, FDC_BFLOAT16 = 3, FDC_FLOAT32 = 4 };
@@ -45,12 +45,23 @@ struct fdc_short_attention_args {
     int32_t dtype, threads, isa;
 };
 
+struct fdc_matmul_args {
+    const float* a;                  // (rows, terms), strides a_row and a_term in elements
+    const float* b;                  // (terms, columns), strides b_term and b_column
+    const float* bias;               // (columns); null: none
+    float* c;                        // out: (rows, columns), row stride c_row, columns contiguous
+    int64_t a_row, a_term, b_term, b_column, c_row;
+    int64_t rows, terms, columns;    // all at least 1
+    int32_t threads, isa;
+};
+
 // Defined once per instruction set, in a namespace of its name.
 #define FDC_DECLARE(isa_name) \
     namespace isa_name { \
     int64_t visible_noise(const fdc_visible_noise_args& args); \
     int64_t short_attention_forward(const fdc_short_attention_args& args); \
     int64_t short_attention_backward(const fdc_short_attention_args& args); \
+    int64_t matmul(const fdc_matmul_args& args); \
     }
 FDC_DECLARE(baseline)
 #if defined(__x86_64__)

@@ -42,6 +42,15 @@ FDC_EXPORT int32_t fdc_abi_version() { return FDC_ABI_VERSION; }
 
 FDC_EXPORT int32_t fdc_best_isa() { return best_isa(); }
 
+// 1 where Intel's BLAS, which keeps to half of the registers on processors of others, leaves half of the rate unused.
+FDC_EXPORT int32_t fdc_outruns_mkl() {
+#if defined(__x86_64__)
+    return best_isa() >= FDC_AVX512 && __builtin_cpu_is("amd");
+#else
+    return 0;
+#endif
+}
+
 FDC_EXPORT int64_t fdc_visible_noise(const fdc_visible_noise_args* args) {
     if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
     if (const int64_t bad = first_bad_row(*args)) return bad;
@@ -56,4 +65,9 @@ FDC_EXPORT int64_t fdc_short_attention_forward(const fdc_short_attention_args* a
 FDC_EXPORT int64_t fdc_short_attention_backward(const fdc_short_attention_args* args) {
     if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
     return FDC_RUN(short_attention_backward, *args);
+}
+
+FDC_EXPORT int64_t fdc_matmul(const fdc_matmul_args* args) {
+    if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
+    return FDC_RUN(matmul, *args);
 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdlib>
-#include <type_traits>
 
 #include "abi.h"
 #include "simd.h"
@@ -22,13 +21,6 @@ constexpr int64_t PITCH = MOST_KEYS + 16;
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Calls f with the block size R = 1..MOST as a template argument, for blocks of nearly equal size that cover n.
-template <int R, class F>
-FDC_INLINE void call_with(int64_t rows, F&& f) {
-    if constexpr (R > 0) {
-        if (rows == R) f(std::integral_constant<int, R>());
-        else call_with<R - 1>(rows, f);
-    }
-}
 template <int MOST = ROWS, class F>
 FDC_INLINE void for_blocks(int64_t n, F&& f) {
     const int64_t blocks = (n + MOST - 1) / MOST;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -196,3 +197,12 @@ struct Bf16 {
         std::memcpy(p, &h, sizeof(h));
     }
 };
+
+// Calls f with `rows`, 1 to R, as a template argument.
+template <int R, class F>
+FDC_INLINE void call_with(int64_t rows, F&& f) {
+    if constexpr (R > 0) {
+        if (rows == R) f(std::integral_constant<int, R>());
+        else call_with<R - 1>(rows, f);
+    }
+}

@@ -17,6 +17,7 @@ TINY = [
     "model.window=3", "model.width=16", "model.depth=1", "model.heads=2", "model.decoder_width=16",
     "model.decoder_depth=1", "model.embedding=16", "model.text_width=16", "model.text_depth=1", "model.text_heads=2",
     "umd.epochs=2", "umd.samples=64", "umd.batch=32", "flc.epochs=2", "components=4", "precision=fp32",
+    "logistic.views=[means,neighbours,components,pixel]",
 ]  # fmt: skip
 WORDS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
@@ -24,6 +25,16 @@ WORDS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 def tiny(*more: str) -> list[str]:
     """Options of a model that trains in a second."""
     return [part for text in (*TINY, *more) for part in ("--set", text)]
+
+
+def contrastive(*more: str) -> list[str]:
+    """Those of a model whose second stage takes optimiser steps, too."""
+    return tiny("flc.head=contrastive", "flc.encoder=finetune", *more)
+
+
+def encoded(*more: str) -> list[str]:
+    """Those of a model whose second stage looks through the pretrained encoder."""
+    return tiny("logistic.views=[means,tokens]", *more)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .console import FULL, HEIGHT, WIDTH, Result, leftovers, tiny
+from .console import FULL, HEIGHT, WIDTH, Result, encoded, leftovers, tiny
 
 RUN_FILES = {"model.safetensors", "config.yaml", "manifest.json", "metrics.json", "log.csv"}
 
@@ -25,7 +25,7 @@ def journey(
     commands = {
         "ingest": [*FULL, "--json"],
         "umd": ["train-umd", "scene.zarr", "--json", *tiny()],
-        "flc": ["train-flc", "scene.zarr", "--shots", "3", "--json", *tiny()],
+        "flc": ["train-flc", "scene.zarr", "--shots", "3", "--json", *encoded()],
         "predict": ["predict", "scene.zarr", "--out", "out/map.tif", "--png", "map.png", "--probabilities", "p.tif"],
     }
     results = {name: real(arguments, folder) for name, arguments in commands.items()}
@@ -146,17 +146,26 @@ def test_scene_info_and_verify(journey: tuple[Path, dict[str, Result]], call: Ca
 
 
 def test_flc_runs_umd_first_when_none_fits(scene: Path, call: Callable[..., Result]) -> None:
-    first = call(["train-flc", "scene.zarr", "--json", *tiny()], scene)
+    first = call(["train-flc", "scene.zarr", "--json", *encoded()], scene)
     assert first.code == 0 and "train-umd runs first" in first.out
     assert first.json["umd"].startswith("runs/scene/umd-") and (scene / first.json["umd"] / "manifest.json").exists()
-    second = call(["train-flc", "scene.zarr", "--seed", "1", "--out", "second", "--json", *tiny()], scene)
+    second = call(["train-flc", "scene.zarr", "--seed", "1", "--out", "second", "--json", *encoded()], scene)
     assert second.json["umd"] == first.json["umd"] and "runs first" not in second.out
-    other = call(["train-flc", "scene.zarr", "--dry-run", *tiny("umd.epochs=3")], scene)
+    other = call(["train-flc", "scene.zarr", "--dry-run", *encoded("umd.epochs=3")], scene)
     assert "train-umd runs first" in other.out  # other settings of pretraining are another model
-    named = call(["train-flc", "scene.zarr", "--umd", first.json["umd"], *tiny("model.width=32")], scene)
+    named = call(["train-flc", "scene.zarr", "--umd", first.json["umd"], *encoded("model.width=32")], scene)
     named.one_sentence(3, first.json["umd"], "model.width", "16", "32")
-    none = call(["train-flc", "scene.zarr", "--umd", "none", "--out", "none", "--json", *tiny()], scene)
+    none = call(["train-flc", "scene.zarr", "--umd", "none", "--out", "none", "--json", *encoded()], scene)
     assert none.code == 0 and none.json["umd"] is None
+
+
+def test_a_head_that_does_not_look_through_the_encoder_needs_no_pretraining(
+    scene: Path, call: Callable[..., Result]
+) -> None:
+    result = call(["train-flc", "scene.zarr", "--json", *tiny()], scene)
+    assert result.code == 0 and "train-umd" not in result.out and "encoder not read" in result.out
+    assert result.json["umd"] is None and result.json["encoder"] is None
+    assert not list((scene / "runs" / "scene").glob("umd-*"))
 
 
 def test_all_shots_are_judged_by_leaving_out(scene: Path, call: Callable[..., Result]) -> None:

@@ -18,10 +18,11 @@ import zarr
 
 from fastdiffclip.scene.writer import SceneWriter
 
-from .console import Result, Stopped, leftovers, tiny
+from .console import Result, Stopped, contrastive, leftovers, tiny
 
 SOON = 20.0  # seconds; generous, for a machine that is busy with other tests
 LONG = tiny("umd.epochs=3000", "flc.epochs=3000")
+LONG_FLC = contrastive("flc.epochs=3000")
 Interrupt = Callable[..., Stopped]
 
 
@@ -80,9 +81,10 @@ def test_train_umd_goes_on_where_it_stopped(interrupt: Interrupt, scene: Path) -
     assert begun[1] > begun[0] and min(shown) > begun[0]
 
 
-def test_train_flc(interrupt: Interrupt, scene: Path) -> None:
-    stopped = interrupt(["train-flc", "scene.zarr", *LONG, "--umd", "none", "--out", "run"], scene, "loss")
-    check(stopped, 130, "interrupted after step .* continue with --resume --out run", scene)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_train_flc(interrupt: Interrupt, scene: Path, number: int) -> None:
+    stopped = interrupt(["train-flc", "scene.zarr", *LONG_FLC, "--umd", "none", "--out", "run"], scene, "loss", number)
+    check(stopped, 128 + number, "interrupted after step .* continue with --resume --out run", scene)
 
 
 def test_predict_goes_on_where_it_stopped(interrupt: Interrupt, call: Callable[..., Result], scene: Path) -> None:
@@ -95,7 +97,8 @@ def test_predict_goes_on_where_it_stopped(interrupt: Interrupt, call: Callable[.
     outputs = ["--out", "map.tif", "--png", "map.png", "--probabilities", "p.tif"]
     said = r"predict was interrupted after (\d+) of 19 tiles; continue with --resume --out map.tif"
     tiles = []
-    begun, well_on = r"predict .*[1-9]\d*/36000", r"predict .*[23]\d{4}/36000"  # a resumed run shows what it found first
+    # A resumed run shows what it found first.
+    begun, well_on = r"predict .*[1-9]\d*/36000", r"predict .*[23]\d{4}/36000"
     for number, more, seen in ((signal.SIGINT, [], begun), (signal.SIGTERM, ["--resume"], well_on)):
         stopped = interrupt([*predict, *outputs, *more], scene, seen, number)
         assert stopped.code == 128 + number, stopped.end

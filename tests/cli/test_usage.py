@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .console import tiny
+from .console import encoded, tiny
 
 WRONG: list[tuple[list[str], list[str]]] = [
     (["train-flc", "scene.zarr", "--shot", "2"], ["no such option: --shot", "--shots", "train-flc --help"]),
@@ -69,7 +69,7 @@ def test_dry_run_checks_everything_and_writes_nothing(call: Callable[..., Any], 
     umd = call(["train-umd", "scene.zarr", "--dry-run", "--json", *tiny()], scene)
     assert umd.code == 0, umd.err
     assert umd.json["pixels"] == 1200 and umd.json["windows"] == 64 and umd.json["steps"] == 4 and umd.json["dry_run"]
-    flc = call(["train-flc", "scene.zarr", "--shots", "all", "--dry-run", "--json", *tiny()], scene)
+    flc = call(["train-flc", "scene.zarr", "--shots", "all", "--dry-run", "--json", *encoded()], scene)
     assert flc.json["windows"] == 144 and flc.json["shots"] == "all" and "train-umd runs first" in flc.out
     call(["train-flc", "scene.zarr", "--shots", "60", "--dry-run", *tiny()], scene).one_sentence(3, "'grass' has")
     assert sorted(scene.rglob("*")) == before

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdiffclip.errors import InputDataError, UsageError
-from fastdiffclip.evaluate.metrics import score, summarise
+from fastdiffclip.evaluate.metrics import (
+    Scores,
+    calibration_error,
+    expected_calibration_error,
+    paired_difference,
+    score,
+    summarise,
+)
 
 
 def test_worked_example() -> None:
@@ -140,3 +147,55 @@ def test_what_is_refused() -> None:
         score(np.array([1]), np.array([1]), [1, 0])
     with pytest.raises(UsageError, match="at least one"):
         summarise([])
+
+
+def test_calibration_error_by_hand() -> None:
+    # Two bins: ten pixels at 0.95, six of them right (off by 0.35); ten at 0.35, all wrong (off by 0.35).
+    probabilities = np.array([[0.95, 0.05]] * 10 + [[0.35, 0.35]] * 10)
+    labels = np.array([0] * 6 + [1] * 14)
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(0.35)
+    sure = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert expected_calibration_error(sure, np.array([0, 1])) == 0.0
+    assert expected_calibration_error(sure, np.array([1, 0])) == 1.0
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_calibrated_forecast_has_a_small_error(seed: int) -> None:
+    # 20,000 forecasts that come true as often as they say: each of 15 bins is off by about 1 / sqrt(1300).
+    rng = np.random.default_rng(seed)
+    confidence = rng.uniform(0.3, 1.0, 20_000)
+    assert calibration_error(confidence, rng.random(20_000) < confidence) < 0.03
+    assert calibration_error(confidence, rng.random(20_000) < confidence / 2) > 0.2
+
+
+def test_calibration_is_part_of_the_scores() -> None:
+    true, predicted = np.array([1, 2, 2]), np.array([1, 2, 1])
+    scores = score(true, predicted, [1, 2], confidence=np.array([0.9, 0.9, 0.9]))
+    assert scores.ece == pytest.approx(100 * (0.9 - 2 / 3))
+    assert scores.to_dict()["ece"] == scores.ece and score(true, predicted, [1, 2]).to_dict()["ece"] is None
+    assert summarise([scores, scores])["ece_mean"] == pytest.approx(scores.ece)
+    assert summarise([score(true, predicted, [1, 2])])["ece_mean"] is None
+
+
+@pytest.mark.parametrize("confidence", [np.array([0.5]), np.array([0.5, 1.2, 0.1]), np.array([0.5, np.nan, 0.1])])
+def test_confidences_that_are_none(confidence: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"confidence"):
+        score(np.array([1, 2, 2]), np.array([1, 2, 1]), [1, 2], confidence=confidence)
+
+
+def test_scores_come_back_from_json() -> None:
+    true, predicted = np.array([1, 2, 2, 1]), np.array([1, 2, 1, 0])
+    for classes, extra in (([1, 2], {"ranking": np.arange(4.0)}), ([1, 2, 9], {"confidence": np.full(4, 0.5)})):
+        scores = score(true, predicted, classes, **extra)
+        again = Scores.from_dict(json.loads(json.dumps(scores.to_dict(), allow_nan=False)))
+        assert again.to_dict() == scores.to_dict() and again.binary().keys() == scores.binary().keys()
+        np.testing.assert_array_equal(again.confusion, scores.confusion)
+
+
+def test_paired_difference_by_hand() -> None:
+    found = paired_difference([3.0, 5.0, 10.0], [1.0, 4.0, 4.0])
+    assert found == {"mean": 3.0, "se": pytest.approx(np.std([2, 1, 6], ddof=1) / math.sqrt(3)), "draws": 3}
+    assert paired_difference([3.0], [1.0]) == {"mean": 2.0, "se": None, "draws": 1}
+    for first, second in (([1.0], [1.0, 2.0]), ([], [])):
+        with pytest.raises(UsageError, match="the same draws"):
+            paired_difference(first, second)

@@ -14,9 +14,10 @@ import pytest
 from fastdiffclip.commands.views import show_evaluation
 from fastdiffclip.config import Config
 from fastdiffclip.errors import InputDataError, UsageError
-from fastdiffclip.evaluate import runner
+from fastdiffclip.evaluate import contest, runner
+from fastdiffclip.evaluate.contest import Contest, held_out, log_odds, predict_centres
 from fastdiffclip.evaluate.metrics import BINARY
-from fastdiffclip.evaluate.runner import Contest, Plan, evaluate, held_out, log_odds, predict_centres, scene_title
+from fastdiffclip.evaluate.runner import Plan, evaluate, scene_title
 from fastdiffclip.scene.labelled import labelled_pixels
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.train.flc import FlcResult, window_source
@@ -24,7 +25,7 @@ from fastdiffclip.train.umd import UmdResult
 
 KEYS = {
     "scene", "split", "shots", "method", "features", "oa_mean", "oa_sd", "aa_mean", "aa_sd", "kappa_mean", "kappa_sd",
-    "seeds", "per_class",
+    "ece_mean", "ece_sd", "seeds", "per_class",
 }  # fmt: skip
 PLAN = Plan(shots=(2, 4), seeds=2, baselines=("1nn", "clip", "linear"))
 
@@ -84,8 +85,8 @@ def test_no_method_trains_on_a_test_pixel(
     splits = {seed: labelled.split(split, 2, seed, 3) for seed in (5, 6)}
     reads: list[set[tuple[int, ...]]] = []
     given: list[tuple[str, int, int]] = []
-    plain_windows, plain_flc = runner.WindowSource.windows, runner.train_flc
-    plain_baseline, plain_linear = runner.predict_baseline, runner.predict_linear
+    plain_windows, plain_flc = contest.WindowSource.windows, contest.train_flc
+    plain_baseline, plain_linear = contest.predict_baseline, contest.predict_linear
 
     def windows(self: Any, centres: np.ndarray) -> list[np.ndarray]:
         reads.append({tuple(c) for c in centres.tolist()})
@@ -110,10 +111,10 @@ def test_no_method_trains_on_a_test_pixel(
         given.append(("linear", len(labels), len(next(iter(test.values())))))
         return plain_linear(train, labels, test)
 
-    monkeypatch.setattr(runner.WindowSource, "windows", windows)
-    monkeypatch.setattr(runner, "train_flc", flc)
-    monkeypatch.setattr(runner, "predict_baseline", baseline)
-    monkeypatch.setattr(runner, "predict_linear", linear)
+    monkeypatch.setattr(contest.WindowSource, "windows", windows)
+    monkeypatch.setattr(contest, "train_flc", flc)
+    monkeypatch.setattr(contest, "predict_baseline", baseline)
+    monkeypatch.setattr(contest, "predict_linear", linear)
     config = small_config.model_copy(update={"flc": small_config.flc.model_copy(update={"encoder": encoder})})
     run(Plan(shots=(2,), seeds=2, first_seed=5, split=split, baselines=("svm", "linear", "clip")), config)
     assert [name for name, *_ in given].count("flc") == 4  # ours and clip, two seeds

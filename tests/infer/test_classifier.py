@@ -11,7 +11,7 @@ import torch
 
 from fastdiffclip.config import Config
 from fastdiffclip.errors import InputDataError
-from fastdiffclip.evaluate.runner import as_classifier
+from fastdiffclip.evaluate.contest import as_classifier
 from fastdiffclip.infer.classifier import BATCH, Classifier
 from fastdiffclip.kernels.reference import unit
 from fastdiffclip.scene.source import WindowSource

@@ -15,7 +15,7 @@ from fastdiffclip.kernels import dispatch, native, short_attention, triton, visi
 from fastdiffclip.kernels.philox import rng_state
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-OPS = {"visible_noise", "masked_mse", "contrastive", "contrastive_columns", "short_attention"}
+OPS = {"visible_noise", "masked_mse", "contrastive", "contrastive_columns", "short_attention", "linear"}
 
 
 @pytest.fixture

@@ -130,6 +130,21 @@ def test_cuda_encoder_takes_xformers_where_it_loads(monkeypatch: pytest.MonkeyPa
     assert choose("fastest", "decoder", "cuda")[0] == "short"
 
 
+def test_deterministic_runs_leave_xformers_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    OnCpu(monkeypatch)
+    stand_in(monkeypatch, plain)
+    torch.use_deterministic_algorithms(True)
+    try:
+        backend, reason = choose("fastest", "encoder", "cuda")
+        assert backend == "short" and "same bytes" in reason
+        with pytest.raises(UsageError, match="--deterministic asks for; choose fastest, short or sdpa"):
+            choose("xformers", "encoder", "cuda")
+        assert choose("sdpa", "encoder", "cuda") == ("sdpa", "asked for")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert choose("fastest", "encoder", "cuda")[0] == "xformers"
+
+
 @pytest.mark.parametrize(
     "error",
     [

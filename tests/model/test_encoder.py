@@ -100,6 +100,44 @@ def test_class_features_are_the_class_tokens_of_the_whole(attention: str) -> Non
     torch.testing.assert_close(features, torch.cat([whole[0, :, 0], whole[1, :, 0]], dim=1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_lean_block_keeps_less_and_gives_the_same_gradients(bf16: bool) -> None:
+    """The hidden layer's GELU and the norm before it are not kept: 4 of the 13 rows of activations of a block."""
+    block, x = Block(32, 2, 2.0, "fastest", "encoder"), torch.randn(3, 10, 32)
+    results, kept = [], []
+    for lean in (False, True):
+        leaf, storages = x.clone().requires_grad_(), {}
+
+        def keep(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        block.zero_grad()
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = block(leaf, lean=lean)
+        kept.append(sum(storages.values()))
+        out.float().square().sum().backward()
+        results.append([out.detach(), leaf.grad, *(p.grad for p in block.parameters())])
+    assert all(map(torch.equal, *results))
+    item = 2 if bf16 else 4
+    assert kept[0] - kept[1] >= x[..., 0].numel() * (64 + 32) * item  # hidden layer after GELU, normed row
+
+
+@pytest.mark.parametrize("rows", [2, 3, 7])
+def test_windows_in_parts_are_windows_at_once(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    model, (x, _, _) = encoder(), batch(rows)
+    results = []
+    for part in (3, 100):
+        monkeypatch.setattr("fastdiffclip.model.encoder.CPU_MICRO_BATCH", part)
+        model.zero_grad()
+        features = model.class_features(x)
+        features.square().sum().backward()
+        results.append([features.detach(), model.positions.grad, model.blocks[0].attention.qkv.weight.grad])
+    for ours, whole in zip(*results, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
+
+
 def test_a_window_does_not_see_its_neighbours() -> None:
     model, (x, ids, times) = encoder(), batch()
     changed = [a.clone() for a in x]

@@ -1,8 +1,9 @@
 """Trains both stages while being killed: ``kills.py SCENE FOLDER KILLS SEED``.
 
 Every run is a process forked from this one, which has the libraries and has computed nothing, so that a moment drawn
-at random meets the work and not the imports. A kill is SIGKILL; each next run resumes. In the end the weights are
-compared, byte by byte, with those of a run that nobody disturbed. Prints one JSON object.
+at random meets the work and not the imports. A kill is SIGKILL; each next run resumes. In the end the weights, the
+losses and the rates of every step are compared, byte by byte, with those of a run that nobody disturbed. Prints one
+JSON object; calls with different seeds add up.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fastdiffclip import checkpoint
 from fastdiffclip.config import Config, FlcConfig, ModelConfig, UmdConfig
 from fastdiffclip.scene.labelled import labelled_pixels
 from fastdiffclip.scene.store import open_scene
-from fastdiffclip.train import engine
+from fastdiffclip.train import loop
 from fastdiffclip.train.flc import Shots, class_prompts, train_flc
 from fastdiffclip.train.umd import train_umd
 
@@ -45,7 +46,7 @@ def settings(precision: str) -> Config:
 
 def both_stages(scene_path: str, folder: Path, config: Config) -> None:
     """What a user does after a crash: the same two commands with ``--resume``; a checkpoint after every step."""
-    engine.CHECKPOINT_SECONDS = 0.0
+    loop.CHECKPOINT_SECONDS = 0.0
     scene = open_scene(Path(scene_path))
     umd = train_umd([scene], config, device="cpu", out=folder / "umd", resume=True)
     labelled = labelled_pixels([scene])
@@ -69,18 +70,20 @@ def forked(work: Callable[[], None]) -> int:
     return pid
 
 
-def weights(folder: Path) -> dict[str, str]:
-    """sha256 of the weights of both stages."""
-    files = {stage: folder / stage / checkpoint.MODEL for stage in ("umd", "flc")}
-    return {stage: hashlib.sha256(file.read_bytes()).hexdigest() for stage, file in files.items()}
+def outcome(folder: Path) -> dict[str, str]:
+    """sha256 of the weights of both stages, with which the losses lie, and of the tables of steps."""
+    files = [folder / stage / name for stage in ("umd", "flc") for name in (checkpoint.MODEL, checkpoint.LOG)]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def disturbed(scene: str, folder: Path, kills: int, draw: random.Random, config: Config) -> dict[str, object]:
     """One undisturbed run, and one that is killed ``kills`` times; a run that ended is begun anew elsewhere."""
     seconds = undisturbed(lambda: both_stages(scene, folder / "whole", config))
-    truth, killed, finished, place = weights(folder / "whole"), 0, 0, folder / "killed-0"
+    truth, killed, finished, place = outcome(folder / "whole"), 0, 0, folder / "killed-0"
     killed_at: list[str] = []
+    resumed = 0
     while killed < kills:
+        resumed += progress_of(place) != "nothing"
         if survives(lambda: both_stages(scene, place, config), draw.uniform(0.0, seconds)):  # noqa: B023
             finished += 1
             judge(place, truth)
@@ -88,9 +91,10 @@ def disturbed(scene: str, folder: Path, kills: int, draw: random.Random, config:
         else:
             killed += 1
             killed_at.append(progress_of(place))
+    resumed += progress_of(place) != "nothing"
     undisturbed(lambda: both_stages(scene, place, config))
     judge(place, truth)
-    return {"kills": killed, "finished_runs": finished + 1, "killed_at": killed_at}
+    return {"kills": killed, "resumed": resumed, "finished_runs": finished + 1, "killed_at": killed_at}
 
 
 def undisturbed(work: Callable[[], None]) -> float:
@@ -115,8 +119,8 @@ def survives(work: Callable[[], None], seconds: float) -> bool:
 
 
 def judge(folder: Path, truth: dict[str, str]) -> None:
-    """A finished run has the undisturbed one's weights, and nothing that a killed process left, temporary files too."""
-    assert weights(folder) == truth, f"the weights in {folder} differ"
+    """A finished run has the undisturbed one's outcome, and nothing that a killed process left, temporary files too."""
+    assert outcome(folder) == truth, f"the weights, losses or rates in {folder} differ"
     wanted = [checkpoint.CONFIG, checkpoint.LOG, checkpoint.MANIFEST, checkpoint.METRICS, checkpoint.MODEL]
     for stage in ("umd", "flc"):
         names = sorted(os.listdir(folder / stage))

@@ -23,7 +23,6 @@ from fastdiffclip.runtime import Compute
 from fastdiffclip.scene.labelled import labelled_pixels
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import Scene
-from fastdiffclip.train.engine import start_engine
 from fastdiffclip.train.flc import (
     FlcResult,
     FlcStep,
@@ -36,6 +35,7 @@ from fastdiffclip.train.flc import (
     train_flc,
     window_source,
 )
+from fastdiffclip.train.loop import start_engine
 from fastdiffclip.train.umd import UmdResult
 from fastdiffclip.train.world import World
 

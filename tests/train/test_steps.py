@@ -16,9 +16,9 @@ from fastdiffclip.scene.prepare import fit_front_end
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.train.data import umd_data
-from fastdiffclip.train.engine import EpochOrder, start_engine
-from fastdiffclip.train.engines import Engine
+from fastdiffclip.train.engine import Engine
 from fastdiffclip.train.flc import FlcStep, Shots, new_classifier, train_flc
+from fastdiffclip.train.loop import EpochOrder, start_engine
 from fastdiffclip.train.steps import REPORT, WARM_UP, GraphSteps, HostSteps, NonFiniteLoss, Steps
 from fastdiffclip.train.umd import UmdResult, UmdStep, train_umd
 from fastdiffclip.train.world import World

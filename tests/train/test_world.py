@@ -16,7 +16,7 @@ from fastdiffclip.config import Config
 from fastdiffclip.errors import UsageError
 from fastdiffclip.infer.classifier import Classifier
 from fastdiffclip.scene.store import Scene
-from fastdiffclip.train.engines import choose_engine
+from fastdiffclip.train.engine import choose_engine
 from fastdiffclip.train.world import World
 
 HERE = Path(__file__).parent
@@ -87,11 +87,12 @@ def test_deepspeed_trains_the_same_run(
 def test_a_run_goes_on_with_other_processes_and_another_engine(
     small_scene: Scene, tmp_path: Path, alone: dict[str, list[float]]
 ) -> None:
-    """Stopped in the middle of an epoch by a signal to one process of two, then under DeepSpeed, then by two again."""
+    """Stopped by a signal to one process of two, then one alone, with and without DeepSpeed, then four, then two."""
     assert launch(small_scene, tmp_path, 2, "ddp@umd:7") == {"ddp": {}}
-    found = launch(small_scene, tmp_path, 1, "deepspeed:2@umd:20", "deepspeed:3@flc:9")
-    assert found == {"deepspeed:2": {}, "deepspeed:3": {}}
-    assert_same_run(launch(small_scene, tmp_path, 2, "deepspeed:1@flc:31", "ddp")["ddp"], alone)
+    found = launch(small_scene, tmp_path, 1, "single@umd:12", "deepspeed:2@umd:20", "deepspeed:3@flc:9")
+    assert found == {"single": {}, "deepspeed:2": {}, "deepspeed:3": {}}
+    assert launch(small_scene, tmp_path, 4, "ddp@flc:22") == {"ddp": {}}
+    assert_same_run(launch(small_scene, tmp_path, 2, "deepspeed:1")["deepspeed:1"], alone)
     assert_predicts(small_scene, tmp_path / "run0")
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from fastdiffclip.config import Config, UmdConfig, load_config
 from fastdiffclip.errors import InputDataError, InterruptedRunError, UsageError
 from fastdiffclip.runtime import Compute
-from fastdiffclip.train.engine import Loop, adam, fingerprint, settings_of, slices, start_engine, weights_digest
-from fastdiffclip.train.engines import Engine
+from fastdiffclip.train.engine import Engine
+from fastdiffclip.train.loop import Loop, adam, fingerprint, settings_of, slices, start_engine, weights_digest
 from fastdiffclip.train.steps import StepLoss
 from fastdiffclip.train.world import World
 
@@ -128,19 +128,45 @@ def test_an_interrupted_run_without_a_folder_promises_nothing() -> None:
 
 
 def test_checkpoints_come_with_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastdiffclip.train.engine.CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("fastdiffclip.train.loop.CHECKPOINT_SECONDS", -1.0)
     Small(tmp_path).go()
     assert sorted(path.stem for path in (tmp_path / "checkpoints").glob("*.json")) == ["000000004", "000000005"]
     with pytest.raises(UsageError, match="other settings"):
         Small(tmp_path, identity="other").resume()
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_signal_that_comes_while_processes_agree_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    """It stops the next step; after the last one it goes to whoever handles signals then."""
+    agree, heard, calls = World.agree, [], [0]
+
+    def late(self: World, due: bool, number: int | None, device: torch.device) -> tuple[bool, int | None]:
+        calls[0] += 1
+        if calls[0] == (6 if last else 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agree(self, due, number, device)
+
+    monkeypatch.setattr(World, "agree", late)
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        if last:
+            assert len(Small(tmp_path).go()) == 6 and heard == [signal.SIGTERM]
+        else:
+            with pytest.raises(InterruptedRunError, match="after step 4 of 6"):
+                Small(tmp_path).go()
+            assert heard == []
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 TWICE = """
 import os, signal
 from pathlib import Path
 import torch
-from fastdiffclip.train.engine import Loop, adam
-from fastdiffclip.train.engines import Engine
+from fastdiffclip.train.loop import Loop, adam
+from fastdiffclip.train.engine import Engine
 layer = torch.nn.Linear(2, 1)
 def step(number):
     for _ in range(2):

@@ -1,0 +1,143 @@
+"""Pictures of a study's figures: a dot per row, or a curve along what a sweep moves."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastdiffclip.evaluate.contest import OURS
+from fastdiffclip.study.catalogue import FIGURES
+from fastdiffclip.study.output import about
+from fastdiffclip.study.published import dataset_of, published_rows
+from fastdiffclip.study.runner import Cell, StudyResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MEASURED, OTHERS, PUBLISHED = "#333333", "#24587f", "#8a7b66", "#c2410c"
+SHOTS_COLOURS = ("#24587f", "#c2410c", "#3f7d4e", "#7a4fa3")
+GRID, SPINE = "#e6e6e6", "#9a9a9a"
+DPI = 130
+
+
+def plot_figures(result: StudyResult, path: Path) -> None:
+    """Write the PNG of a study of scores."""
+    if result.study.axes:
+        _sweeps(result, path)
+    else:
+        _dots(result, path)
+
+
+def dress(axes: Axes) -> None:
+    """Light grid, no box."""
+    axes.tick_params(labelsize=8, colors=INK, length=2.5)
+    axes.grid(color=GRID, linewidth=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(SPINE)
+
+
+def _dots(result: StudyResult, path: Path) -> None:
+    """A panel per number of shots, a row per method: every draw faint, the mean, a line of one sd to either side."""
+    from matplotlib.figure import Figure
+
+    shots = list(dict.fromkeys(cell.shots for cell in result.cells))
+    labels = list(dict.fromkeys(cell.row.label for cell in result.cells))
+    judged = result.study.judged_by
+    figure = Figure(figsize=(2.3 + 2.5 * len(shots), 1.5 + 0.27 * len(labels)), layout="constrained")
+    panels = figure.subplots(1, len(shots), sharey=True, squeeze=False)[0]
+    for axes, k in zip(panels, shots, strict=True):
+        dress(axes)
+        axes.set_title(_shots_words(k), fontsize=9, color=INK, loc="left", pad=4)
+        axes.set_xlabel(f"{FIGURES[judged]}, percent", fontsize=8.5, color=INK)
+        for cell in (cell for cell in result.cells if cell.shots == k):
+            _dot(axes, cell, labels.index(cell.row.label), judged, cell.row.label == result.reference)
+        for row in published_rows(result.study.name, dataset_of(result.scenes, result.classes)):
+            if row.shots == k and row.minus is None and judged in row.figures:
+                axes.axvline(row.figures[judged], color=PUBLISHED, linewidth=1, linestyle="--", zorder=1)
+    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].set_ylim(len(labels) - 0.4, -0.6)
+    _title(figure, result, "dots: mean; lines: one standard deviation to either side")
+    figure.savefig(path, dpi=DPI)
+
+
+def _dot(axes: Axes, cell: Cell, place: int, judged: str, is_reference: bool) -> None:
+    values = _values(cell, judged)
+    if not len(values):
+        return
+    colour = MEASURED if cell.row.method == OURS else OTHERS
+    mean, spread = values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
+    if is_reference:
+        axes.axvline(mean, color=colour, linewidth=0.8, alpha=0.5, zorder=1)
+    axes.scatter(values, np.full(len(values), place), s=7, color=colour, alpha=0.3, linewidths=0, zorder=2)
+    axes.plot([mean - spread, mean + spread], [place, place], color=colour, linewidth=1.4, zorder=3)
+    axes.scatter([mean], [place], s=30, color=colour, zorder=4)
+
+
+def _sweeps(result: StudyResult, path: Path) -> None:
+    """A panel per axis, a curve per number of shots with a band of one standard error to either side."""
+    from matplotlib.figure import Figure
+
+    axes_of = result.study.axes
+    figure = Figure(figsize=(0.6 + 4.2 * len(axes_of), 3.5), layout="constrained")
+    panels = figure.subplots(1, len(axes_of), sharey=True, squeeze=False)[0]
+    shots = list(dict.fromkeys(cell.shots for cell in result.cells))
+    judged = result.study.judged_by
+    for axes, (panel, words) in zip(panels, axes_of, strict=True):
+        dress(axes)
+        axes.set_xlabel(words, fontsize=8.5, color=INK)
+        for k, colour in zip(shots, SHOTS_COLOURS * len(shots), strict=False):
+            own = [cell for cell in result.cells if cell.shots == k and cell.row.panel == panel]
+            _curve(axes, own, judged, colour, _shots_words(k))
+        _value_axis(axes, sorted({cell.row.value or 0.0 for cell in result.cells if cell.row.panel == panel} - {0.0}))
+        if axes.get_legend_handles_labels()[0] and axes is panels[0]:
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    panels[0].set_ylabel(f"{FIGURES[judged]}, percent", fontsize=8.5, color=INK)
+    _title(figure, result, "bands: one standard error to either side")
+    figure.savefig(path, dpi=DPI)
+
+
+def _curve(axes: Axes, cells: Sequence[Cell], judged: str, colour: str, label: str) -> None:
+    points = sorted((cell.row.value or 0.0, _values(cell, judged)) for cell in cells if len(_values(cell, judged)))
+    for value, draws in points:
+        if value == 0.0:  # nothing of it: a level that the curve is to rise above
+            axes.axhline(draws.mean(), color=colour, linewidth=1.2, linestyle=":", label=f"{label}, random weights")
+    curve = [(value, draws) for value, draws in points if value > 0.0]
+    if not curve:
+        return
+    x = np.array([value for value, _ in curve])
+    mean = np.array([draws.mean() for _, draws in curve])
+    error = np.array([draws.std(ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else 0.0 for _, draws in curve])
+    axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0, zorder=1)
+    axes.plot(x, mean, color=colour, linewidth=1.6, marker="o", markersize=4.5, label=label, zorder=3)
+
+
+def _value_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A tick at every value; logarithmic where they span more than a decade."""
+    if len(values) > 1 and values[-1] / values[0] > 12:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xticks(list(values), [f"{value:g}" for value in values])
+
+
+def _values(cell: Cell, judged: str) -> np.ndarray:
+    found = [scores.to_dict().get(judged) for scores in cell.scores]
+    return np.array([value for value in found if value is not None], np.float64)
+
+
+def _shots_words(shots: int | None) -> str:
+    return "all labels" if shots is None else f"{shots} shot" + "s" * (shots != 1)
+
+
+def _title(figure: Figure, result: StudyResult, spread: str) -> None:
+    several = len(result.cells[0].seeds) > 1
+    text = f"{about(result)}; {spread}" if several else about(result)
+    lines = textwrap.fill(text, int(figure.get_figwidth() * 14))
+    figure.suptitle(lines, fontsize=10, color=INK, x=0.01, ha="left")
