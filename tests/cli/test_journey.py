@@ -159,6 +159,21 @@ def test_flc_runs_umd_first_when_none_fits(scene: Path, call: Callable[..., Resu
     assert none.code == 0 and none.json["umd"] is None
 
 
+def test_bands_are_pretrained_where_the_head_reads_restored(scene: Path, call: Callable[..., Result]) -> None:
+    bands = tiny("logistic.views=[means,restored]", "bands.steps=4", "bands.batch=16", "bands.samples=50")
+    plan = call(["train-umd", "scene.zarr", "--dry-run", "--json", *bands], scene).json
+    assert (plan["tokens"], plan["windows"], plan["batch"], plan["steps"]) == ("bands", 50, 16, 4)
+    first = call(["train-flc", "scene.zarr", "--out", "m", "--json", *bands], scene)
+    assert first.code == 0 and "train-umd runs first" in first.out and first.json["umd"].startswith("runs/scene/umd-")
+    again = call(["train-flc", "scene.zarr", "--out", "n", "--json", *bands], scene)
+    assert again.json["umd"] == first.json["umd"] and again.json["held_out"] == first.json["held_out"]
+    assert call(["predict", "scene.zarr", "--model", "m", "--out", "map.tif"], scene).code == 0
+    refused = call(["train-flc", "scene.zarr", "--umd", first.json["umd"], *encoded()], scene)
+    refused.one_sentence(3, first.json["umd"], "it restores bands", "pixels")
+    judged = call(["evaluate", "scene.zarr", "--shots", "2", "--seeds", "1", "--json", *bands], scene)
+    assert judged.code == 0 and judged.json["rows"][0]["aa_mean"] > 50
+
+
 def test_a_head_that_does_not_look_through_the_encoder_needs_no_pretraining(
     scene: Path, call: Callable[..., Result]
 ) -> None:

@@ -89,7 +89,7 @@ def test_train_flc(interrupt: Interrupt, scene: Path, number: int) -> None:
 
 def test_predict_goes_on_where_it_stopped(interrupt: Interrupt, call: Callable[..., Result], scene: Path) -> None:
     np.save(scene / "wide.npy", np.tile(np.load(scene / "cube.npy"), (5, 6, 1)))
-    model = ["train-flc", "scene.zarr", "--umd", "none", "--out", "m", *tiny("model.window=9")]
+    model = ["train-flc", "scene.zarr", "--umd", "none", "--out", "m", *contrastive("model.window=9")]
     train = ["ingest", "--hsi", "cube.npy", "--labels", "gt.npy", "--out", "scene.zarr", "--overwrite"]
     for command in (train, model, ["ingest", "--hsi", "wide.npy", "--out", "wide.zarr"]):
         assert call(command, scene).code == 0
