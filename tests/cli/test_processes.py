@@ -12,7 +12,7 @@ import pytest
 
 from fastdiffclip import checkpoint
 
-from .console import Result, tiny
+from .console import Result, encoded, tiny
 
 
 def torchrun(arguments: list[str], folder: Path, processes: int = 2) -> Result:
@@ -27,7 +27,7 @@ def torchrun(arguments: list[str], folder: Path, processes: int = 2) -> Result:
 
 def test_two_processes_leave_one_run_and_speak_with_one_voice(ingested: Path, tmp_path: Path) -> None:
     scene = str(ingested / "scene.zarr")
-    done = torchrun(["train-flc", scene, "--shots", "2", *tiny(), "--json"], tmp_path)
+    done = torchrun(["train-flc", scene, "--shots", "2", *encoded(), "--json"], tmp_path)
     assert done.code == 0, done.err
     assert len([line for line in done.out.splitlines() if line.startswith("OA ")]) == 1
     assert done.json["held_out"]["oa"] >= 0

@@ -24,7 +24,8 @@ found = sorted(set(sys.argv[1].split(",")) & set(sys.modules))
 sys.exit(f"imported without need: {found}" if found else code)
 """
 SMALL = ["umd.epochs=1", "umd.samples=8", "umd.batch=4", "model.window=3", "model.width=16", "model.heads=2",
-         "model.depth=1", "model.decoder_width=16", "model.decoder_depth=1", "prepare=standard"]  # fmt: skip
+         "model.depth=1", "model.decoder_width=16", "model.decoder_depth=1", "prepare=standard",
+         "logistic.views=[means,tokens]"]  # fmt: skip
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
