@@ -60,6 +60,16 @@ Prompts = Annotated[
         metavar="p1..p5|none|NAME|FILE", help="Prompt style, no words, shipped set or YAML file.", show_default=False
     ),
 ]
+Wavelengths = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Wavelengths of the first modality.", show_default=False)
+]
+BadBands = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Bad bands of the first modality.", show_default=False)
+]
+Nodata = Annotated[list[str] | None, typer.Option(metavar="[NAME=]V", help="Nodata value.", show_default=False)]
+Scale = Annotated[
+    list[str] | None, typer.Option(metavar="[NAME=]S", help="Physical value of one stored unit.", show_default=False)
+]
 OnShort = Annotated[
     str, typer.Option(metavar="error|use-all", help="What to do with a class that has fewer labels than shots.")
 ]

@@ -94,19 +94,10 @@ def ingest(
         list[str] | None,
         typer.Option(metavar="NAME=FILE[:VAR]", help="Validity mask of a modality, 0 = invalid.", show_default=False),
     ] = None,
-    wavelengths: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Wavelengths of the first modality.", show_default=False)
-    ] = None,
-    bad_bands: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Bad bands of the first modality.", show_default=False)
-    ] = None,
-    nodata: Annotated[
-        list[str] | None, typer.Option(metavar="[NAME=]V", help="Nodata value.", show_default=False)
-    ] = None,
-    scale: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[NAME=]S", help="Physical value of one stored unit.", show_default=False),
-    ] = None,
+    wavelengths: options.Wavelengths = None,
+    bad_bands: options.BadBands = None,
+    nodata: options.Nodata = None,
+    scale: options.Scale = None,
     resample: Annotated[
         str | None,
         typer.Option(

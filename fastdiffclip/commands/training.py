@@ -94,13 +94,13 @@ def flc(job: Job, paths: Sequence[Path], labels: Labels, umd_choice: str | None)
         if missing:
             say("No pretrained model of these scenes and settings was found: train-umd runs first.")
         elif pretrained is not None:
-            say(f"Pretrained encoder: {pretrained.folder}")
+            say(f"Pretrained network: {pretrained.folder}")
         if job.dry_run:
             return _dry(plan, folder)
         if missing:
             first = new_folder(scenes, "umd")
             pretrained = _pretrain(job, scenes, first, False)
-            say(f"Pretrained encoder: {first}")
+            say(f"Pretrained network: {first}")
         with process.keeping("train-flc", folder), progress_bars() as progress:
             trained = workflow.train_classifier(
                 scenes, job.config, umd=pretrained, shots=labels.shots, split_kind=labels.split,

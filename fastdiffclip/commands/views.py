@@ -91,7 +91,8 @@ def show_plan(command: str, plan: Mapping[str, Any]) -> None:
         what += f", {plan['shots']} shots per class, split {plan['split']}"
     settings = f"recipe {plan['recipe']}, front end {plan['prepare']}"
     if "encoder" in plan:
-        settings += f", {plan['head']} head, encoder {plan['encoder'] or 'not read'}"
+        network = f", encoder {plan['encoder']}" if plan["encoder"] else ""
+        settings += f", {plan['head']} head{network or (', network over bands' if plan['bands'] else ', no network')}"
     say(f"{command} on {plan['scenes']}: {what}; {work}; {settings}")
 
 

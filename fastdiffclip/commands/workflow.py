@@ -271,7 +271,8 @@ def plan_flc(
         "split": split, "windows": train, "head": config.flc.head,
         "steps": config.flc.epochs * -(-train // batch) if config.flc.head == "contrastive" else None,
         "window": config.model.window, "prepare": config.prepare,
-        "encoder": config.flc.encoder if config.reads_encoder else None, "recipe": config.recipe,
+        "encoder": config.flc.encoder if config.reads_encoder else None, "bands": config.tokens == "bands",
+        "recipe": config.recipe,
     }  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def test_runs_lie_in_their_default_folders(journey: tuple[Path, dict[str, Result
 def test_the_pretrained_model_is_found_and_used(journey: tuple[Path, dict[str, Result]]) -> None:
     folder, results = journey
     assert results["flc"].json["umd"] == results["umd"].json["out"]
-    assert f"Pretrained encoder: {results['umd'].json['out']}" in results["flc"].out
+    assert f"Pretrained network: {results['umd'].json['out']}" in results["flc"].out
     assert len(list((folder / "runs" / "scene").glob("umd-*"))) == 1
 
 
@@ -178,7 +178,7 @@ def test_a_head_that_does_not_look_through_the_encoder_needs_no_pretraining(
     scene: Path, call: Callable[..., Result]
 ) -> None:
     result = call(["train-flc", "scene.zarr", "--json", *tiny()], scene)
-    assert result.code == 0 and "train-umd" not in result.out and "encoder not read" in result.out
+    assert result.code == 0 and "train-umd" not in result.out and "no network" in result.out
     assert result.json["umd"] is None and result.json["encoder"] is None
     assert not list((scene / "runs" / "scene").glob("umd-*"))
 
