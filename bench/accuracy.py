@@ -6,6 +6,7 @@ the figures are those of ``fastdiffclip evaluate``.
     steps      every step of the head alone, on and off, paired with the recipe as it is
     text       prompt styles, shuffled prompts and other shares of the text prior
     zero-shot  every class in turn without a shot, predicted from its text
+    add-class  every class in turn added to a trained head, with few shots or none, against training it at once
     active     shots chosen by ``suggest`` against shots drawn at random
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
+from fastdiffclip.bench.accuracy_classes import add_class
 from fastdiffclip.commands.workflow import open_scenes
 from fastdiffclip.config import Config, load_config
 from fastdiffclip.errors import FastDiffCLIPError
@@ -39,12 +41,10 @@ from fastdiffclip.train.flc import class_prompts, window_source
 from fastdiffclip.train.logistic import (
     LEAVE_ONE_OUT,
     Candidate,
-    admitted,
     average,
     expected_texts,
     feature_statistics,
     fit_candidates,
-    gain_of_restored,
     new_logistic,
     offset_for_share,
     shares_of,
@@ -139,7 +139,6 @@ class Bench:
         for key, draw in self.draws.items():
             labels = self.labels[draw.train]
             chosen = [c for c in self.candidates(key, root) if views is None or c.view in views]
-            chosen = list(admitted(chosen, gain_of_restored(chosen, labels)))
             shares = np.full(len(chosen), 1 / len(chosen)) if equal else shares_of(chosen, labels)
             weight, bias, held = average(chosen, shares)
             logits = (self.features[draw.test] - self.statistics.centre) @ weight.T @ root.T + bias
@@ -150,7 +149,6 @@ class Bench:
         """Calibrated logits of all labelled pixels and their embeddings, from those in ``rows``."""
         labels = self.labels[rows]
         candidates = self.fit(rows, labels, root)
-        candidates = list(admitted(candidates, gain_of_restored(candidates, labels)))
         weight, bias, held = average(candidates, shares_of(candidates, labels))
         embeddings = (self.features - self.statistics.centre) @ weight.T
         return (embeddings @ root.T + bias) / temperature_of(held, labels), embeddings
@@ -228,7 +226,6 @@ def zero_shot(bench: Bench) -> dict[str, Any]:
             kept = draw.train[bench.labels[draw.train] != unseen]
             labels = np.searchsorted(seen, bench.labels[kept])
             candidates = bench.fit(kept, labels, root)
-            candidates = list(admitted(candidates, gain_of_restored(candidates, labels)))
             weight, bias, _ = average(candidates, shares_of(candidates, labels))
             texts, biases = np.zeros((bench.count, len(seen))), np.full(bench.count, bias.mean())
             texts[seen], biases[seen] = root, bias
@@ -314,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, measure, print; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, "zero-shot", "active"])
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "zero-shot", "add-class", "active"])
     parser.add_argument("scenes", nargs="+", type=Path, help="scenes, or folders of scenes")
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--set", action="append", default=[], help="setting, as for fastdiffclip")
@@ -337,7 +334,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.experiment in EXPERIMENTS:
             result: Any = table(bench, EXPERIMENTS[given.experiment](bench))
         else:
-            result = {"zero-shot": zero_shot, "active": active}[given.experiment](bench)
+            others = {"zero-shot": zero_shot, "add-class": add_class, "active": active}
+            result = others[given.experiment](bench)
     except FastDiffCLIPError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -84,6 +84,14 @@ CASES: tuple[Case, ...] = (
         for rows, inside, outside in ((9472, 128, 128), (9472, 128, 384), (2048, 145, 128))
         for mode in ("fwd", "fwd+bwd")
     ),
+    *(
+        # 32 windows of one modality in a decoder: the hidden layer, and the residual stream before a layer.
+        _op(name, mode, dtype, ("reference",), ("reference", "native"), {"R": 3904, "W": width}, {"R": 20, "W": 24},
+            ("cpu",))
+        for name, width in (("gelu", 256), ("residual_norm", 128))
+        for dtype in (FP32, BF16)
+        for mode in ("fwd", "fwd+bwd")
+    ),
     Case("io", "scene_read", "fwd", (("plain", "uint16"), ("engine", "uint16")), ("plain",),
          {"H": 1024, "W": 1024, "C": 144}, {"H": 48, "W": 40, "C": 8}, ("cpu",)),
     Case("io", "window_gather", "fwd", (("plain", FP32), ("engine", FP32)), ("plain",),

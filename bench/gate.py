@@ -21,7 +21,16 @@ from fastdiffclip.bench import plain
 from fastdiffclip.bench.published import PUBLISHED, leaves_of, published_loss
 from fastdiffclip.bench.setups import SkipCase, draw_centres, flat_scene, without_paths
 from fastdiffclip.errors import UsageError
-from fastdiffclip.kernels import contrastive, linear, masked_mse, philox, short_attention_packed, visible_noise
+from fastdiffclip.kernels import (
+    contrastive,
+    gelu,
+    linear,
+    masked_mse,
+    philox,
+    residual_norm,
+    short_attention_packed,
+    visible_noise,
+)
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # of the reference, relative to the largest true value
 SLACK = {"float32": 1e-6, "bfloat16": 2e-3}  # what another order of sums may add to eager's error
@@ -316,10 +325,44 @@ def _product(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
     return torch.einsum("brk,nk->brn", x, weight) + sum(bias)
 
 
+def gate_gelu(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
+    """Output and gradient, from where it is 0 to where it is x, at a size that fills no register."""
+    x = torch.linspace(-8.0, 8.0, 4001).to(getattr(torch, dtype))
+    truth = with_gradients(lambda v: v * (1 + torch.erf(v / math.sqrt(2))) / 2, x.double())
+    return _against_eager(truth, lambda name: with_gradients(lambda v: gelu(v, impl=name), x.to(device)), impl, dtype)
+
+
+def gate_residual_norm(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
+    """Stream, normed rows and the four gradients; addition and normed rows are of ``dtype``, the rest float32."""
+    found = []
+    for rows, width in ((37, 128), (70, 24)):
+        leaves = [_random(3, rows, width, dtype="float32", seed=1), _random(3, rows, width, dtype=dtype, seed=2)]
+        leaves += [_random(width, dtype="float32", seed=seed) for seed in (3, 4)]
+        truth = with_gradients(_stream_and_normed, *(leaf.double() for leaf in leaves))
+
+        def run(name: str, there: tuple[Tensor, ...] = tuple(leaf.to(device) for leaf in leaves)) -> list[Tensor]:
+            def both(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+                return torch.cat(residual_norm(x, delta, weight, bias, out_dtype=delta.dtype, impl=name))
+
+            return with_gradients(both, *there)
+
+        found.append(_against_eager(truth, run, impl, dtype))
+    return max(found, key=lambda pair: float("inf") if pair[0] != pair[0] else pair[0] / pair[1])
+
+
+def _stream_and_normed(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    stream = x + delta
+    away = stream - stream.mean(-1, keepdim=True)
+    normed = away / (away.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+    return torch.cat([stream, normed])
+
+
 OPS: dict[str, Callable[[str, str, torch.device], tuple[float, float]]] = {
     "visible_noise": gate_visible_noise,
     "masked_mse": gate_masked_mse,
     "contrastive": gate_contrastive,
     "short_attention": gate_short_attention,
     "linear": gate_linear,
+    "gelu": gate_gelu,
+    "residual_norm": gate_residual_norm,
 }

@@ -18,7 +18,6 @@ import torch
 
 MINUTES = 10.0
 STEPS, QUICK_STEPS = 50, 12
-LEARNING_RATE = 3e-4
 # Largest difference of a loss over the steps, as a share of the first loss: late losses of few windows come near 0.
 STEP_BOUND = {"float32": 1e-3, "bfloat16": 3e-2}
 
@@ -87,6 +86,7 @@ def judge(device: torch.device) -> tuple[list[dict[str, Any]], list[dict[str, st
 
 def training(device: torch.device, quick: bool = False, steps: int | None = None) -> list[dict[str, Any]]:
     """``steps`` (50, or 12 when quick) of both stages on ``device``, in both dtypes, against plain code on the CPU."""
+    from fastdiffclip.bench.loss_curves import engine_losses, plain_losses
     from fastdiffclip.bench.setups import Sizes, flc_setup, umd_setup
     from fastdiffclip.runtime import Compute
 
@@ -100,7 +100,7 @@ def training(device: torch.device, quick: bool = False, steps: int | None = None
             try:
                 where = Compute(device, getattr(torch, dtype))
                 setup = make(sizes, where, torch.device("cpu"), samples=3 * sizes.flc_batch - 5, invalid=0.1)
-                ours, plain = _losses(setup, steps)
+                ours, plain = engine_losses(setup, steps), plain_losses(setup, steps)
             except ModuleNotFoundError as error:
                 row |= {"green": None, "verdict": f"not run: the package {error.name} is not installed"}
             else:
@@ -124,25 +124,6 @@ def _compared(ours: list[float], plain: list[float], dtype: str) -> dict[str, An
         "green": worst <= bound,
         "verdict": verdict,
     }
-
-
-def _losses(setup: Any, steps: int) -> tuple[list[float], list[float]]:
-    from fastdiffclip.train.loop import adam
-    from fastdiffclip.train.steps import take_steps
-
-    ours, plain = [], []
-    taken = take_steps(setup.step, setup.engine, lambda step: LEARNING_RATE, steps)
-    for number in range(steps):  # on CUDA the first few one by one, then as a graph
-        ours += taken.advance(number)
-    ours += taken.settle()
-    optimiser = adam(setup.plain.model, LEARNING_RATE, setup.step.config.umd.weight_decay)
-    for number in range(steps):
-        optimiser.zero_grad(set_to_none=True)
-        loss = setup.plain_loss(number)
-        loss.backward()
-        plain.append(float(loss.detach()))
-        optimiser.step()
-    return ours, plain
 
 
 def _add_suite(result: dict[str, Any], suite: str, device: torch.device, quick: bool) -> None:

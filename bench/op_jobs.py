@@ -20,7 +20,17 @@ from fastdiffclip.bench.measure import captured
 from fastdiffclip.bench.published import PUBLISHED, leaves_of, published_loss
 from fastdiffclip.bench.setups import SkipCase, draw_centres, flat_scene
 from fastdiffclip.errors import UsageError
-from fastdiffclip.kernels import FlatScene, contrastive, linear, masked_mse, philox, reference, visible_noise
+from fastdiffclip.kernels import (
+    FlatScene,
+    contrastive,
+    gelu,
+    linear,
+    masked_mse,
+    philox,
+    reference,
+    residual_norm,
+    visible_noise,
+)
 
 CHUNK_ROWS = 4096
 Variant = tuple[str, str]
@@ -50,15 +60,19 @@ class Jobs:
             self.calls[variant] = call
 
 
-def backward(call: Callable[..., Tensor], leaves: list[Tensor], mode: str) -> Callable[[], Any]:
-    """``call(*leaves)``; beyond mode ``fwd`` the gradients of its sum weighted by ones, ``graph``: as a CUDA graph."""
+def backward(call: Callable[..., Any], leaves: list[Tensor], mode: str) -> Callable[[], Any]:
+    """``call(*leaves)``; beyond mode ``fwd`` the gradients of its sum weighted by ones, ``graph``: as a CUDA graph.
+
+    ``call`` gives a tensor or a tuple of them.
+    """
     if mode == "fwd":
         leaves = [leaf.detach() for leaf in leaves]
         return lambda: call(*leaves)
 
     def both() -> Any:
         out = call(*leaves)
-        return torch.autograd.grad(out, leaves, torch.ones_like(out))
+        outs = out if isinstance(out, tuple) else (out,)
+        return torch.autograd.grad(outs, leaves, [torch.ones_like(out) for out in outs])
 
     return captured(both, leaves[0].device) if mode.endswith(" graph") else both
 
@@ -72,6 +86,8 @@ def op_jobs(case: Case, sizes: Mapping[str, int], device: torch.device, variants
         "contrastive": _contrastive,
         "short_attention": _short_attention,
         "linear": _linear,
+        "gelu": _gelu,
+        "residual_norm": _residual_norm,
     }[case.name]
     yield make(case, sizes, device, variants)
 
@@ -216,4 +232,29 @@ def _linear(case: Case, sizes: Mapping[str, int], device: torch.device, variants
     for impl, name in variants:
         op = functools.partial(linear, impl=impl)
         jobs.add((impl, name), functools.partial(backward, op, leaves, case.mode), probe=True)
+    return jobs
+
+
+def _gelu(case: Case, sizes: Mapping[str, int], device: torch.device, variants: list[Variant]) -> Jobs:
+    dtype = getattr(torch, variants[0][1])
+    x = torch.randn(sizes["R"], sizes["W"], device=device).to(dtype).requires_grad_(True)
+    # Forward: x in, the output out. Backward: x and the output's gradient in, one gradient out.
+    jobs = Jobs(Work(bytes=(2 if case.mode == "fwd" else 5) * x.numel() * dtype.itemsize))
+    for impl, name in variants:
+        op = functools.partial(gelu, impl=impl)
+        jobs.add((impl, name), functools.partial(backward, op, [x], case.mode), probe=True)
+    return jobs
+
+
+def _residual_norm(case: Case, sizes: Mapping[str, int], device: torch.device, variants: list[Variant]) -> Jobs:
+    """A float32 stream, to which a layer's output is added, and its normed rows, both in the dtype of the case."""
+    shape, dtype = (sizes["R"], sizes["W"]), getattr(torch, variants[0][1])
+    x, weight, bias = (torch.randn(s, device=device, requires_grad=True) for s in (shape, shape[1:], shape[1:]))
+    delta = torch.randn(shape, device=device).to(dtype).requires_grad_(True)
+    # Forward: stream and addition in, stream and normed rows out. Backward: the stream and two gradients in, two out.
+    wide, narrow = (2, 2) if case.mode == "fwd" else (5, 4)
+    jobs = Jobs(Work(bytes=x.numel() * (wide * 4 + narrow * dtype.itemsize)))
+    for impl, name in variants:
+        op = functools.partial(residual_norm, out_dtype=dtype, impl=impl)
+        jobs.add((impl, name), functools.partial(backward, op, [x, delta, weight, bias], case.mode), probe=True)
     return jobs

@@ -119,6 +119,11 @@ def project(layer: Any, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight, layer.bias)
 
 
+def normalise(layer: Any, x: Tensor) -> Tensor:
+    """A LayerNorm as torch computes it; the model's own adds to the residual stream in the same pass."""
+    return F.layer_norm(x, layer.weight.shape, layer.weight, layer.bias, layer.eps)
+
+
 def run_stem(stem: Any, x_BLC: Tensor) -> Tensor:
     """Pixels of one modality to tokens, ``(B, L, D)``."""
     projected = project(stem.token, F.gelu(project(stem.second, F.gelu(project(stem.first, x_BLC)))))
@@ -129,10 +134,10 @@ def run_stem(stem: Any, x_BLC: Tensor) -> Tensor:
 def run_block(block: Any, x_BLD: Tensor) -> Tensor:
     """One transformer block of the image side."""
     attention, (batch, length, width) = block.attention, x_BLD.shape
-    qkv = project(attention.qkv, block.norm1(x_BLD)).view(batch, length, 3, attention.heads, width // attention.heads)
-    q, k, v = qkv.unbind(2)
+    qkv = project(attention.qkv, normalise(block.norm1, x_BLD))
+    q, k, v = qkv.view(batch, length, 3, attention.heads, width // attention.heads).unbind(2)
     x_BLD = x_BLD + project(attention.out, attend(q, k, v).flatten(2))
-    return x_BLD + project(block.contract, F.gelu(project(block.expand, block.norm2(x_BLD))))
+    return x_BLD + project(block.contract, F.gelu(project(block.expand, normalise(block.norm2, x_BLD))))
 
 
 def encode(encoder: Any, m: int, x_BLC: Tensor, ids_BV: Tensor | None, timestep_B: Tensor) -> Tensor:
@@ -144,19 +149,18 @@ def encode(encoder: Any, m: int, x_BLC: Tensor, ids_BV: Tensor | None, timestep_
     x = torch.cat([head_BD[:, None], tokens], dim=1)
     for block in encoder.blocks:
         x = run_block(block, x)
-    encoded: Tensor = encoder.norm(x)
-    return encoded
+    return normalise(encoder.norm, x)
 
 
 def decode(decoder: Any, encoded_BVD: Tensor, ids_BV: Tensor) -> Tensor:
     """Restored windows ``(B, L, C)``."""
     tokens = project(decoder.embed, encoded_BVD)
-    full = decoder.mask_token.expand(len(tokens), len(decoder.positions) - 1, -1)
+    full = decoder.mask_token.to(tokens.dtype).expand(len(tokens), len(decoder.positions) - 1, -1)
     full = full.scatter(1, ids_BV[:, :, None].expand(-1, -1, tokens.shape[2]), tokens[:, 1:])
     x = torch.cat([tokens[:, :1], full], dim=1) + decoder.positions
     for block in decoder.blocks:
         x = run_block(block, x)
-    return project(decoder.restore, decoder.norm(x[:, 1:]))
+    return project(decoder.restore, normalise(decoder.norm, x[:, 1:]))
 
 
 def restoration_loss(

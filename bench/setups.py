@@ -136,6 +136,7 @@ class UmdSetup:
     engine: Engine
     plain: plain.PlainUmd
     batch: int
+    seed: int
 
     def engine_loss(self, number: int) -> float:
         """The engine's loss of optimiser step ``number``; gradients are added to its parameters'."""
@@ -147,7 +148,7 @@ class UmdSetup:
         centres = step.data.centres[step.order.real(number)].cpu().numpy()
         tokens, steps = step.config.model.tokens, step.config.umd.timesteps
         if rng_draw:
-            rng = philox.rng_state(SEED, number)
+            rng = philox.rng_state(self.seed, number)
             times = philox.uniform_integers(rng, philox.TIMESTEP, len(centres), steps).to(device)
             return self.plain.loss(centres, times, plain.shared_draw(rng, tokens, step.visible, device))
         times = torch.randint(steps, (len(centres),), device=device)
@@ -156,7 +157,7 @@ class UmdSetup:
 
 def umd_setup(
     sizes: Sizes, where: Compute, plain_device: torch.device | None = None, samples: int | None = None,
-    invalid: float = 0.0, micro_batch: int = 0,
+    invalid: float = 0.0, micro_batch: int = 0, seed: int = SEED,
 ) -> UmdSetup:  # fmt: skip
     """Models, data and both kinds of step; ``samples`` windows, None for one batch (then no batch is short)."""
     from fastdiffclip.model.mask_diffusion import MaskDiffusion
@@ -171,10 +172,10 @@ def umd_setup(
     copied = copy.deepcopy(model).to(there)
     engine = start_engine(model, {}, config, config.umd, where, World())
     centres = draw_centres(flat, samples or sizes.umd_batch)
-    step = UmdStep(UmdData(flat, centres), config, SEED, where, engine)
+    step = UmdStep(UmdData(flat, centres), config, seed, where, engine)
     weights = (config.umd.masked_weight, config.umd.visible_weight)
     host = [plain.cubes(scene, sizes.window) for scene in flat]
-    return UmdSetup(step, engine, plain.PlainUmd(copied, host, step.schedule.to(there), weights), step.batch)
+    return UmdSetup(step, engine, plain.PlainUmd(copied, host, step.schedule.to(there), weights), step.batch, seed)
 
 
 @dataclass
@@ -201,7 +202,7 @@ class FlcSetup:
 
 def flc_setup(
     sizes: Sizes, where: Compute, plain_device: torch.device | None = None, samples: int | None = None,
-    invalid: float = 0.0,
+    invalid: float = 0.0, seed: int = SEED,
 ) -> FlcSetup:  # fmt: skip
     """Models, labelled windows and both kinds of step; classes of unequal size."""
     from fastdiffclip.model.language_classifier import LanguageClassifier
@@ -220,7 +221,7 @@ def flc_setup(
     host = [plain.cubes(scene, sizes.window) for scene in flat]
     windows = [plain.build_windows(scenes, centres)[0].to(where.device) for scenes in host]
     engine = start_engine(model, {}, config, config.flc, where, World())
-    step = FlcStep(windows, labels, sizes.prompts(), config, SEED, where, engine)
+    step = FlcStep(windows, labels, sizes.prompts(), config, seed, where, engine)
     tokens, end = (part.to(there) for part in tokenizer.encode_batch(sizes.prompts()))
     return FlcSetup(step, engine, plain.PlainFlc(copied, host, tokens, end), centres, step.batch)
 

@@ -137,6 +137,7 @@ app.command(
         "fastdiffclip train-flc scene.zarr --shots 5",
         "fastdiffclip train-flc scene.zarr --shots all --on-short use-all",
         "fastdiffclip train-flc plots/ --shots 2 --umd runs/plots/umd-20260101-120000 --prompts p3",
+        "fastdiffclip train-flc scene.zarr --shots 5 --add-class Vineyard='rows of vines on bare soil' --share 0.05",
     ),
 )(stages.train_flc)
 
@@ -164,6 +165,8 @@ app.command(
     epilog=options.examples(
         "fastdiffclip add-class runs/scene/flc-20260101-120000 scene.zarr --name Vineyard --share 0.05 "
         "--description 'rows of vines with bare soil between them' --out runs/scene/with-vineyard",
+        "fastdiffclip add-class runs/scene/flc-20260101-120000 scene.zarr --name Vineyard "
+        "--shots-from vineyards.gpkg:kind --shots 5 --out runs/scene/with-vineyard",
     ),
 )(classes.add_class)
 

@@ -15,8 +15,10 @@ if __name__ != "fastdiffclip.kernels":
 from fastdiffclip.kernels.contrastive import contrastive, contrastive_columns
 from fastdiffclip.kernels.dispatch import implementations
 from fastdiffclip.kernels.flat_scene import FlatScene
+from fastdiffclip.kernels.gelu import gelu
 from fastdiffclip.kernels.linear import linear
 from fastdiffclip.kernels.masked_mse import masked_mse
+from fastdiffclip.kernels.residual_norm import residual_norm
 from fastdiffclip.kernels.short_attention import short_attention, short_attention_packed
 from fastdiffclip.kernels.visible_noise import visible_noise
 
@@ -24,9 +26,11 @@ __all__ = [
     "FlatScene",
     "contrastive",
     "contrastive_columns",
+    "gelu",
     "implementations",
     "linear",
     "masked_mse",
+    "residual_norm",
     "short_attention",
     "short_attention_packed",
     "visible_noise",

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BASE = {"errors", "config", "files", "locks", "runtime", "compile_cache", "__version__"}
+BASE = {"errors", "config", "files", "heap", "locks", "runtime", "compile_cache", "__version__"}
 STAGE = BASE | {"scene", "model", "kernels", "checkpoint"}
 MAY_IMPORT = {
-    "errors": set(), "config": {"errors", "files"}, "files": {"errors", "locks"}, "locks": set(),
+    "errors": set(), "config": {"errors", "files"}, "files": {"errors", "locks"}, "heap": set(), "locks": set(),
     "configs": set(),
     "compile_cache": set(), "runtime": {"errors", "config", "compile_cache"}, "tensorboard": {"errors"},
     "scene": BASE, "kernels": BASE, "model": BASE | {"kernels"}, "checkpoint": BASE | {"model"},

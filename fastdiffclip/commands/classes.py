@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fastdiffclip.commands import options
-from fastdiffclip.commands.options import Device, Json, SceneArgs, Threads
+from fastdiffclip.commands.options import Device, Json, Threads
 from fastdiffclip.errors import UsageError
 
 
@@ -52,35 +52,67 @@ def suggest(
 
 def add_class(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run of train-flc.", show_default=False)],
-    scenes: SceneArgs,
+    scenes: Annotated[
+        list[Path],
+        typer.Argument(metavar="SCENE", help="Scenes that have the class, or a folder of scenes.", show_default=False),
+    ],
     name: Annotated[str, typer.Option(metavar="NAME", help="Of the new class.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the model that knows it, new or empty.")],
-    description: Annotated[str, typer.Option(metavar="TEXT", help="What it looks like; the better, the better.")] = "",
+    description: Annotated[
+        str, typer.Option(metavar="TEXT", help="What it looks like; default: as the class table of SCENE has it.")
+    ] = "",
     value: Annotated[
         int | None,
-        typer.Option(metavar="V", help="Its value in maps; default: one above the largest.", show_default=False),
+        typer.Option(
+            metavar="V",
+            help="Its value in maps; default: the class table's, else above the largest.",
+            show_default=False,
+        ),
     ] = None,
     share: Annotated[
         float | None,
         typer.Option(
             metavar="S",
-            help="Share of the scene that it covers, 0 to 1; default: as of the average class.",
+            help="Share of SCENE that it covers, 0 to 1; default: as of the average class. With shots they say it; "
+            "give it only where it is well known.",
             show_default=False,
         ),
     ] = None,
+    shots_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCENE|FILE[:VAR]",
+            help="Labelled pixels of it: a scene, or labels on the grid of SCENE as ingest --labels takes them.",
+            show_default=False,
+        ),
+    ] = None,
+    shots: Annotated[
+        str, typer.Option(metavar="K|all", help="How many of them to learn from; the rest is for judging.")
+    ] = "all",
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the draw of shots.")] = 0,
+    threads: Threads = 0,
     json_: Json = False,
 ) -> None:
-    """Teach a trained model one more class by its description: no pixel, no training."""
+    """Teach a trained model one more class, from its description or a few pixels, the others left as they are."""
     if not name.strip():
         raise UsageError("the new class has no name; give --name")
-    from fastdiffclip.commands import workflow
-    from fastdiffclip.commands.terminal import facts, say, say_json
+    count = options.shots_of(shots)
+    if shots_from is None and count is not None:
+        raise UsageError(f"--shots {shots} says how many to take of --shots-from, which is not given")
+    from fastdiffclip.commands import new_classes, views, workflow
+    from fastdiffclip.commands.terminal import say_json
+    from fastdiffclip.files import require_free
+    from fastdiffclip.runtime import set_threads
     from fastdiffclip.train.add_class import add_class as added
 
-    entry = added(model, workflow.open_scenes(scenes or []), out, name, description, value, share)
-    alike = sorted(entry["likeness"].items(), key=lambda item: -item[1])[:3]
-    say(f"The class {entry['name']!r} has the value {entry['value']}")
-    facts({"most like": ", ".join(f"{other} ({share:.2f})" for other, share in alike), "model": str(out)})
-    say("No pixel of it was seen: look at the map before you rely on it, and label some where it matters.")
+    set_threads(threads)
+    require_free(out, resume=False)
+    opened, drawn = workflow.open_scenes(scenes), None
+    if shots_from is not None:
+        drawn = new_classes.draw_shots(shots_from, opened, name, count, workflow.window_of(model), seed)
+    entry = added(model, opened, out, name, description, value, share, None if drawn is None else drawn.shots)
+    if drawn is not None:
+        entry |= new_classes.judged(out, drawn, entry["value"])
+    views.show_added(entry, out)
     if json_:
         say_json(entry | {"model": str(out)})

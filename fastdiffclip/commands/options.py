@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from fastdiffclip.errors import ResourceError, UsageError
+from fastdiffclip.errors import ResourceError, UsageError, nearest
 
 SceneArg = Annotated[Path, typer.Argument(metavar="SCENE", help="A scene that ingest wrote.", show_default=False)]
 SceneArgs = Annotated[
@@ -73,6 +73,25 @@ Scale = Annotated[
 OnShort = Annotated[
     str, typer.Option(metavar="error|use-all", help="What to do with a class that has fewer labels than shots.")
 ]
+AddClass = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--add-class",
+        metavar="NAME[=TEXT]",
+        help="A class without labelled pixels, mapped from its description (TEXT, or that of the class table); "
+        "repeatable.",
+        show_default=False,
+    ),
+]
+Shares = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--share",
+        metavar="[NAME=]S",
+        help="Share of the scene that it covers, 0 to 1; default: as of the average class.",
+        show_default=False,
+    ),
+]
 UmdOption = Annotated[
     str | None,
     typer.Option(
@@ -131,6 +150,32 @@ def numbers(values: list[str] | None, option: str) -> float | dict[str, float] |
         return {key: float(value) for key, value in (text.split("=", 1) for text in values or [])} or None
     except ValueError:
         raise UsageError(f"{option} takes a number or NAME=NUMBER; got {' '.join(values or [])!r}") from None
+
+
+def classes_to_add(values: list[str] | None, shares: list[str] | None) -> dict[str, tuple[str, float | None]]:
+    """Description and share by name, of ``--add-class`` and ``--share``. Raises :class:`UsageError`."""
+    found: dict[str, str] = {}
+    for text in values or []:
+        name, _, description = (part.strip() for part in text.partition("="))
+        if not name:
+            raise UsageError(f"--add-class takes NAME or NAME=TEXT, for example --add-class Vineyard; got {text!r}")
+        if name in found:
+            raise UsageError(f"--add-class names {name!r} twice; give each class once")
+        found[name] = description
+    given = numbers(shares, "--share")
+    if given is not None and not found:
+        raise UsageError("--share is that of a class without labelled pixels; name it with --add-class")
+    by_name = given if isinstance(given, dict) else {} if given is None else dict.fromkeys(found, given)
+    for name, share in by_name.items():
+        if name not in found:
+            raise UsageError(
+                f"--share is given for {name!r}{nearest(name, list(found))}, which --add-class does not name"
+            )
+        if not 0.0 < share < 1.0:
+            raise UsageError(f"--share takes a share above 0 and below 1; got {share:g}")
+    if sum(by_name.values()) >= 1.0:
+        raise UsageError(f"the shares of --share are {sum(by_name.values()):g} in all; leave some to the other classes")
+    return {name: (description, by_name.get(name)) for name, description in found.items()}
 
 
 def label_specs(values: list[str] | None) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import typer
 
 from fastdiffclip.commands import options
 from fastdiffclip.commands.options import (
+    AddClass,
     ConfigFile,
     Device,
     DryRun,
@@ -20,6 +21,7 @@ from fastdiffclip.commands.options import (
     SceneArgs,
     Seed,
     Set,
+    Shares,
     SplitOption,
     Threads,
     UmdOption,
@@ -80,6 +82,8 @@ def train_flc(
     umd: UmdOption = None,
     prompts: Prompts = None,
     on_short: OnShort = "error",
+    add_class: AddClass = None,
+    share: Shares = None,
     recipe: Recipe = "best",
     config: ConfigFile = None,
     set_: Set = None,
@@ -96,7 +100,7 @@ def train_flc(
     json_: Json = False,
 ) -> None:
     """Train the classifier on a few labels per class, and judge it on held-out pixels."""
-    count = options.shots_of(shots)
+    count, added = options.shots_of(shots), options.classes_to_add(add_class, share)
     options.require_out(out, resume)
     from fastdiffclip.commands.terminal import say_json
     from fastdiffclip.config import load_config
@@ -106,7 +110,7 @@ def train_flc(
     from fastdiffclip.commands import training
 
     job = training.Job(settings, seed, out, resume, dry_run, device, threads, deterministic, tensorboard)
-    summary = training.flc(job, scenes or [], training.Labels(count, split, on_short, prompts), umd)
+    summary = training.flc(job, scenes or [], training.Labels(count, split, on_short, prompts, added), umd)
     if json_:
         say_json(summary)
 

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from fastdiffclip.runtime import Progress, silent
 
 WIDE = 200  # columns of a table that goes to a file or a pipe
+INDENT, GAP = 2, 3  # of tables, and blanks between their columns, where there is room
 REFRESH_SECONDS = 0.1
 
 
@@ -98,23 +99,43 @@ def _plain(value: Any) -> Any:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: int = 1) -> None:
-    """A table on stdout; columns from ``right`` on are aligned to the right."""
+    """A table on stdout; columns from ``right`` on are aligned to the right.
+
+    Where the terminal is too narrow they stand in several tables below each other, the first columns in each.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for number, column in enumerate(columns):
-        grid.add_column(column, justify="right" if number >= right else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*row)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
+    width = (shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE) - INDENT
     console = Console(width=width, markup=False, highlight=False, emoji=False, no_color=True)
-    with console.capture() as drawn:
-        console.print(grid)
-    lines = [line.rstrip() for line in drawn.get().splitlines()]
+    wide = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    parts = _columns_that_fit(wide, right, width)
+    longest = max(sum(wide[place] for place in part) + GAP * (len(part) - 1) for part in parts)
+    most = max(len(part) for part in parts) - 1
+    gap = max(1, min(GAP, GAP - -(-(longest - width) // max(1, most))))
     say(title)
-    print("\n".join(f"  {line}" if line else "" for line in lines), end="\n\n", flush=True)
+    for part in parts:
+        grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap // 2, 0, (gap - 1) // 2))
+        for place in part:
+            grid.add_column(columns[place], justify="right" if place >= right else "left", overflow="fold")
+        for row in rows:
+            grid.add_row(*(row[place] for place in part))
+        with console.capture() as drawn:
+            console.print(grid)
+        lines = [line.rstrip() for line in drawn.get().splitlines()]
+        print("\n".join(" " * INDENT + line if line else "" for line in lines), end="\n\n", flush=True)
+
+
+def _columns_that_fit(wide: Sequence[int], right: int, width: int) -> list[list[int]]:
+    """Columns of each part of a table whose columns are ``wide``; one part where splitting would not help."""
+    first, parts = list(range(right)), [list(range(right))]
+    for place in range(right, len(wide)):
+        if sum(wide[other] + 1 for other in parts[-1]) + wide[place] > width and len(parts[-1]) > right:
+            parts.append([*first])
+        parts[-1].append(place)
+    fits = all(sum(wide[place] + 1 for place in part) - 1 <= width for part in parts)
+    return parts if fits else [list(range(len(wide)))]
 
 
 def size(count: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from fastdiffclip import checkpoint
 from fastdiffclip.commands import process, views, workflow
+from fastdiffclip.commands.new_classes import unlabelled_classes
 from fastdiffclip.commands.terminal import progress_bars, say
 from fastdiffclip.config import Config
 from fastdiffclip.evaluate.runner import Plan
@@ -61,12 +62,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Labels:
-    """What ``train-flc`` learns from: shots per class (None: all), how they are drawn, what classes are called."""
+    """What ``train-flc`` learns from: shots per class (None: all), how they are drawn, what classes are called.
+
+    ``added``: description and share, by name, of classes that have no labelled pixel.
+    """
 
     shots: int | None
     split: str
     on_short: str
     prompts: str | None
+    added: Mapping[str, tuple[str, float | None]]
 
 
 def umd(job: Job, paths: Sequence[Path]) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def flc(job: Job, paths: Sequence[Path], labels: Labels, umd_choice: str | None)
     with job.opened(paths) as scenes:
         folder = job.folder(scenes, "flc")
         plan = workflow.plan_flc(
-            scenes, job.config, labels.shots, labels.split, labels.on_short, labels.prompts, job.seed
+            scenes, job.config, labels.shots, labels.split, labels.on_short, labels.prompts, job.seed, labels.added
         )
         wanted = umd_choice != "none" and (umd_choice is not None or job.config.reads_network)
         pretrained = workflow.find_umd(scenes, job.config, umd_choice) if wanted else None
@@ -105,7 +110,7 @@ def flc(job: Job, paths: Sequence[Path], labels: Labels, umd_choice: str | None)
             trained = workflow.train_classifier(
                 scenes, job.config, umd=pretrained, shots=labels.shots, split_kind=labels.split,
                 on_short=labels.on_short, prompts=labels.prompts, seed=job.seed, out=folder, device=job.device,
-                resume=job.resume, progress=progress, tensorboard=job.tensorboard,
+                resume=job.resume, progress=progress, tensorboard=job.tensorboard, added=labels.added,
             )  # fmt: skip
         used = None if pretrained is None else str(pretrained.folder)
         return plan | {"umd": used} | views.show_trained(trained)
@@ -120,7 +125,10 @@ def evaluation(job: Job, paths: Sequence[Path], plan: Plan, umd_choice: str | No
                 scenes, plan, job.config, umd=umd_choice, out=folder, resume=job.resume, device=job.device,
                 progress=progress,
             )  # fmt: skip
-            return views.show_evaluation(result, folder)
+            summary = views.show_evaluation(result, folder)
+        if plan.classes is None and (absent := unlabelled_classes(scenes, result.classes)):
+            say(views.left_out([item.name for item in absent]))
+        return summary
 
 
 def new_folder(scenes: Sequence[Scene], stage: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 TRANSDUCTIVE = (
     "Pretraining saw the unlabelled pixels of the whole scene, test pixels included; no label of a test pixel was used."
 )
+CALIBRATION = "ECE is how far probabilities lie from accuracy on average; none: the method gives no probabilities."
+RETRAIN = "The other classes stay as they were; train-flc on all labels fits them anew, which is a little better."
 # A class of a split that needs no further word, as fastdiffclip.scene.splits says it.
 _ORDINARY = re.compile(r"'.*': (?P<how>[^;(]*\w)( \([^;]*\))?; (?P<train>\d+) training and (?P<test>\d+) test pixels\.")
 
@@ -94,6 +97,28 @@ def show_plan(command: str, plan: Mapping[str, Any]) -> None:
         network = f", encoder {plan['encoder']}" if plan["encoder"] else ""
         settings += f", {plan['head']} head{network or (', network over bands' if plan['bands'] else ', no network')}"
     say(f"{command} on {plan['scenes']}: {what}; {work}; {settings}")
+    if added := plan.get("added"):
+        say(f"From words alone, without a labelled pixel: {listed([entry['name'] for entry in added])}.")
+    if names := [entry["name"] for entry in plan.get("unlabelled", ())]:
+        hint = f" To map one from its description: --add-class {shlex.quote(names[0])}"
+        say(left_out(names) + (hint if plan["head"] == "logistic" else ""))
+
+
+def left_out(names: Sequence[str]) -> str:
+    """A sentence on the classes of a class table that no usable pixel belongs to."""
+    return f"Left out, for no usable pixel is labelled so: {listed(names)}."
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names in a row, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def likeness(entry: Mapping[str, Any]) -> str:
+    """The classes whose texts an added class is most like; empty where no text has a word in common with its own."""
+    alike = [item for item in sorted(entry["likeness"].items(), key=lambda item: -item[1])[:3] if item[1] > 0]
+    return ", ".join(f"{other} ({share:.2f})" for other, share in alike)
 
 
 def show_umd(result: UmdResult) -> dict[str, Any]:
@@ -116,15 +141,61 @@ def show_trained(trained: Trained) -> dict[str, Any]:
         say(f"  {line}")
     summary = {
         "out": str(trained.result.folder), "split_report": trained.split.report, "steps": len(trained.result.losses),
-        **trained.summary(),
+        "added": list(trained.result.added), **trained.summary(),
     }  # fmt: skip
     if trained.scores is None:
         say(f"No held-out figures: judged by {trained.judged_by}.")
     else:
         say()
-        show_scores(trained.scores, f"Held-out figures ({trained.judged_by})", trained.labelled.names)
+        names = {item.value: item.name for item in trained.result.classes}
+        show_scores(trained.scores, f"Held-out figures ({trained.judged_by})", names)
+    for entry in trained.result.added:
+        taken = ""
+        if (share := mistaken(trained.scores, entry["value"])) is not None:
+            taken = f"; {share:.1f} % of the other classes' test pixels are taken for it"
+        alike = f", most like {likeness(entry)}" if likeness(entry) else ""
+        say(f"'{entry['name']}' (value {entry['value']}) from words alone{alike}{taken}.")
+        _say_if_strange(entry)
+    if trained.result.added:
+        say(_unseen("it" if len(trained.result.added) == 1 else "them"))
     say(f"Trained on {len(trained.split.train)} labelled windows. Model: {trained.result.folder}")
     return summary
+
+
+def show_added(entry: Mapping[str, Any], out: Path) -> None:
+    """The end of ``add-class``."""
+    shots = entry["shots"]
+    say(f"The class {entry['name']!r} has the value {entry['value']}.")
+    lines = {"learnt from": f"{shots} labelled pixels and its text" if shots else "its text alone"}
+    if likeness(entry):
+        lines["most like"] = likeness(entry)
+    if shots and entry["found"] is not None:
+        lines["found"] = f"{entry['found']:.1f} % of its {entry['found_of']} other labelled pixels, away from the shots"
+    if shots and entry["taken"] is not None:
+        lines["taken for it"] = f"{entry['taken']:.1f} % of {entry['taken_of']} labelled pixels of other classes"
+    facts(lines | {"model": str(out)})
+    if not shots:
+        _say_if_strange(entry)
+    say(RETRAIN if shots else _unseen("it"))
+
+
+def _say_if_strange(entry: Mapping[str, Any]) -> None:
+    if not likeness(entry):
+        say(f"The text of '{entry['name']}' has no word of another class's: it takes what fits none of them.")
+
+
+def _unseen(what: str) -> str:
+    return f"No pixel of {what} was seen: look at the map before you rely on it, and label some where it matters."
+
+
+def mistaken(scores: Scores | None, value: int) -> float | None:
+    """Share in percent of the pixels of other classes that are taken for a class; None where none was judged."""
+    if scores is None:
+        return None
+    column = list(scores.classes).index(value)
+    others = scores.pixels - int(scores.confusion[column].sum())
+    hits = int(scores.confusion[:, column].sum() - scores.confusion[column, column])
+    return 100.0 * hits / others if others else None
 
 
 def show_scores(scores: Scores, title: str, names: Mapping[int, str] | None = None) -> dict[str, Any]:
@@ -133,7 +204,7 @@ def show_scores(scores: Scores, title: str, names: Mapping[int, str] | None = No
         [
             str(value),
             (names or {}).get(value, f"class {value}"),
-            "no test pixels" if accuracy is None else f"{accuracy:.1f}",
+            "no test pixels" if math.isnan(accuracy) else f"{accuracy:.1f}",
         ]
         for value, accuracy in scores.per_class.items()
     ]
@@ -167,6 +238,8 @@ def condensed(report: Sequence[str]) -> list[str]:
 def evaluation_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells of the table of an evaluation."""
     figures = {"oa": "OA %", "aa": "AA %", "kappa": "kappa"}
+    if any(row["ece_mean"] is not None for row in rows):
+        figures["ece"] = "ECE %"
     if rows and "auc_mean" in rows[0]:  # two classes
         figures |= {"auc": "AUC %", "se": "SE %", "sp": "SP %"}
     cells = [
@@ -204,6 +277,8 @@ def show_evaluation(result: Evaluation, out: Path | None) -> dict[str, Any]:
     notes = [*result.split_report, *_two_classes(result), TRANSDUCTIVE]
     for note in condensed(notes):
         say(f"  {note}")
+    if any(row["ece_mean"] is not None for row in rows):
+        say(f"  {CALIBRATION}")
     summary = {"rows": rows, "notes": notes, "seconds": round(result.seconds, 1)}
     if out is not None:
         say()

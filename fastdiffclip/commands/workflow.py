@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from fastdiffclip import checkpoint
+from fastdiffclip.commands.new_classes import shots_of, unlabelled_classes
 from fastdiffclip.config import Config
 from fastdiffclip.errors import InputDataError, UsageError
 from fastdiffclip.evaluate.contest import held_out, predict_centres
@@ -20,7 +22,8 @@ from fastdiffclip.scene.labelled import Labelled, labelled_pixels
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.splits import Split
 from fastdiffclip.scene.store import Scene, open_scene
-from fastdiffclip.train.flc import FlcResult, Shots, check_fits, class_prompts, train_flc, window_source
+from fastdiffclip.train.flc import FlcResult, Shots, check_fits, train_flc, window_source
+from fastdiffclip.train.new_class import require_text_space
 from fastdiffclip.train.umd import UmdResult, load_umd, train_umd
 from fastdiffclip.train.world import World
 
@@ -94,6 +97,11 @@ def find_model(scene: Scene) -> Path:
     return found[0]
 
 
+def window_of(model: Path) -> int:
+    """Side of the windows of a trained model. Raises :class:`InputDataError` where it is none."""
+    return checkpoint.load_run(model, "flc").config.model.window
+
+
 def shots_in(model: Path, scene: Scene) -> np.ndarray:
     """Rows and columns ``(n, 2)`` of the pixels of a scene that a model was trained on."""
     manifest = checkpoint.load_run(model, "flc").manifest
@@ -132,17 +140,15 @@ def train_classifier(
     resume: bool,
     progress: Progress,
     tensorboard: bool = False,
+    added: Mapping[str, tuple[str, float | None]] = MappingProxyType({}),
 ) -> Trained:
-    """Draw the shots, train on them, and judge the model on pixels that it never saw."""
+    """Draw the shots, train on them, and judge the model on pixels that it never saw.
+
+    ``added``: description and share, by name, of classes without labelled pixels that the model is to know as well.
+    """
     labelled = labelled_pixels(scenes)
-    texts = class_prompts(scenes, labelled, prompts)
-    if shots is None and split_kind != "official":
-        centres, values = labelled.centres()
-        nothing = np.empty((0, 3), np.int64), np.empty(0, np.int64)
-        split = Split("all", centres, values, *nothing, report=())
-    else:
-        split = labelled.split(split_kind, shots, seed, config.model.window, on_short)
-    chosen = Shots(split.train, split.train_labels, labelled.classes, texts)
+    split = _split(labelled, config, shots, split_kind, seed, on_short)
+    chosen = shots_of(scenes, labelled, split, prompts, added)
     extra = {
         "split": {
             "kind": split.kind,
@@ -177,6 +183,14 @@ def train_classifier(
     return trained
 
 
+def _split(labelled: Labelled, config: Config, shots: int | None, kind: str, seed: int, on_short: str) -> Split:
+    """The labelled pixels as ``--shots`` and ``--split`` part them; all are for training with ``--shots all``."""
+    if shots is not None or kind == "official":
+        return labelled.split(kind, shots, seed, config.model.window, on_short)
+    nothing = np.empty((0, 3), np.int64), np.empty(0, np.int64)
+    return Split("all", *labelled.centres(), *nothing, report=())
+
+
 def _cross_validate(
     scenes: Sequence[Scene],
     source: WindowSource,
@@ -196,12 +210,13 @@ def _cross_validate(
     predicted = np.zeros_like(shots.labels)
     for number in range(folds.max() + 1):
         inside = folds != number
-        part = Shots(shots.centres[inside], shots.labels[inside], shots.classes, shots.prompts)
+        part = replace(shots, centres=shots.centres[inside], labels=shots.labels[inside])
         result = train_flc(scenes, part, config, umd=umd, source=source, seed=seed, device=device)
         predicted[~inside] = predict_centres(result, source, shots.centres[~inside], device)
         progress("held-out", number + 1, int(folds.max()) + 1, "")
+    new = [item.info for item in shots.added]
     name = "leaving one out" if one_out else f"{folds.max() + 1} folds of pixels (windows of neighbours overlap)"
-    return score(shots.labels, predicted, [item.value for item in shots.classes]), name
+    return score(shots.labels, predicted, [item.value for item in (*shots.classes, *new)]), name
 
 
 def _folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -257,22 +272,25 @@ def plan_flc(
     on_short: str,
     prompts: str | None,
     seed: int,
+    added: Mapping[str, tuple[str, float | None]],
 ) -> dict[str, Any]:
     """What ``train-flc --dry-run`` prints; raises what the run itself would raise of labels, shots and prompts."""
+    if added:
+        require_text_space(config, "--add-class was given with")
     labelled = labelled_pixels(scenes)
-    class_prompts(scenes, labelled, prompts)
-    if shots is None and split != "official":
-        train = len(labelled.centres()[0])
-    else:
-        train = len(labelled.split(split, shots, seed, config.model.window, on_short).train)
+    chosen = shots_of(scenes, labelled, _split(labelled, config, shots, split, seed, on_short), prompts, added)
+    new = [item.info for item in chosen.added]
+    absent = unlabelled_classes(scenes, [*labelled.classes, *new])
+    train = len(chosen.labels)
     batch = min(config.flc.batch, train)
     return {
-        "scenes": scene_title(scenes), "classes": len(labelled.classes), "shots": "all" if shots is None else shots,
+        "scenes": scene_title(scenes), "classes": len(chosen.classes), "shots": "all" if shots is None else shots,
         "split": split, "windows": train, "head": config.flc.head,
         "steps": config.flc.epochs * -(-train // batch) if config.flc.head == "contrastive" else None,
         "window": config.model.window, "prepare": config.prepare,
         "encoder": config.flc.encoder if config.reads_encoder else None, "bands": config.tokens == "bands",
-        "recipe": config.recipe,
+        "recipe": config.recipe, "added": [{"value": item.value, "name": item.name} for item in new],
+        "unlabelled": [{"value": item.value, "name": item.name} for item in absent],
     }  # fmt: skip
 
 

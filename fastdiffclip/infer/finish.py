@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastdiffclip import heap
 from fastdiffclip.infer.cog import Grid
 from fastdiffclip.infer.picture import write_class_png
 from fastdiffclip.infer.raster import (
@@ -106,7 +106,7 @@ def write_outputs(
 ) -> list[dict[str, Any]]:
     """Write every file, each whole or not at all; returns the area of each class of the map. Raises ResourceError."""
     remove_stale(outputs)
-    _give_memory_back()
+    heap.give_back()
     place: dict[str, Any] = {"crs_wkt": grid.crs_wkt, "affine_transform": grid.affine_transform}
     total, done, legend = len(outputs.files), 0, outputs.legend(classes)
 
@@ -151,12 +151,6 @@ def remove_stale(outputs: Outputs) -> None:
             else:
                 with suppress(FileNotFoundError):
                     os.unlink(entry.path)
-
-
-def _give_memory_back() -> None:
-    """Return to the system what the work before has freed: the C library keeps it, and now other sizes are needed."""
-    with suppress(AttributeError, OSError):  # another C library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_alive(process: int) -> bool:

@@ -9,12 +9,12 @@ class texts (``text_similarity``), T the temperature that calibrates the probabi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from fastdiffclip.errors import InputDataError
 from fastdiffclip.model.encoder import ImageEncoder
 from fastdiffclip.model.spectral_denoiser import SpectralDenoiser
 from fastdiffclip.model.stem import initialise
@@ -64,11 +64,15 @@ class LogisticClassifier(nn.Module):
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the named tensors over, of any number of classes and dimensions of the text space.
 
-        The network over bands goes where they have no place for its features: the shots left it out.
+        Raises:
+            InputDataError: they belong to other features than those of the settings.
         """
         device = self.centre.device
-        if self.restorer is not None and len(tensors["centre"]) < self.layout.total:
-            self.restorer, self.layout = None, replace(self.layout, restored_sizes=())
+        if len(tensors["centre"]) != self.layout.total:
+            raise InputDataError(
+                f"the head was fitted to {len(tensors['centre'])} features and its settings ask for "
+                f"{self.layout.total}: an earlier state of fastdiffclip wrote it; train it again"
+            )
         for name in ("centre", "weight", "bias", "temperature"):
             setattr(self, name, tensors[name].to(device))
         for prefix, network in (("encoder.", self.encoder), ("restorer.", self.restorer)):

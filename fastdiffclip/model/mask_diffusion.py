@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastdiffclip.model.encoder import Block, ImageEncoder
 from fastdiffclip.model.linear import Linear
+from fastdiffclip.model.residual_norm import ResidualNorm
 from fastdiffclip.model.stem import initialise, sincos_positions
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Decoder(nn.Module):
             Block(width, config.heads, config.mlp_ratio, config.attention, "decoder")
             for _ in range(config.decoder_depth)
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = ResidualNorm(width)
         self.restore = Linear(width, channels)
 
     def forward(self, encoded_BVD: Tensor, ids_BV: Tensor) -> Tensor:
@@ -39,10 +40,10 @@ class Decoder(nn.Module):
         full_BLD = self.mask_token.to(tokens_BVD.dtype).expand(batch, len(self.positions) - 1, width)
         index = ids_BV.long()[:, :, None].expand(-1, -1, width)
         full_BLD = full_BLD.scatter(1, index, tokens_BVD[:, 1:])
-        x = torch.cat([tokens_BVD[:, :1], full_BLD], dim=1) + self.positions
+        x, added = torch.cat([tokens_BVD[:, :1], full_BLD], dim=1) + self.positions, None
         for block in self.blocks:
-            x = block(x)
-        restored: Tensor = self.restore(self.norm(x[:, 1:]))
+            x, added = block(x, added)
+        restored: Tensor = self.restore(self.norm(x, added)[1][:, 1:].contiguous())
         return restored
 
 

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastdiffclip.kernels import gelu
 from fastdiffclip.model.linear import Linear
 
 
@@ -23,7 +24,7 @@ class Stem(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.gelu(self.second(nn.functional.gelu(self.first(x))))
+        x = gelu(self.second(gelu(self.first(x))))
         return self.norm(self.token(x))
 
 

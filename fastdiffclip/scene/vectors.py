@@ -1,4 +1,4 @@
-"""Labels as polygons: GeoPackage, GeoJSON and Shapefile, burnt into a label map on the grid of a scene."""
+"""Labels as polygons or points: GeoPackage, GeoJSON, Shapefile, burnt into a label map on the grid of a scene."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _DRIVERS = {
 }
 SUFFIXES = tuple(_DRIVERS)
 _SHAPEFILE_PARTS = (".shx", ".dbf")
-_POLYGONS = (3, 6)  # shapely's numbers of Polygon and MultiPolygon
+_POLYGONS, _POINTS = (3, 6), (0, 4)  # shapely's numbers of Polygon and MultiPolygon, Point and MultiPoint
 _OUTSIDE = "lie outside of the scene"
 _EDGE_POINTS = 33
 _FAR = 1e8  # pixels; a corner beyond that is none of a scene
 
 
 @dataclass
-class _Polygons:
-    """Polygons as (column, row) of the grid, and what each is worth: a class value, or the number of a name."""
+class _Shapes:
+    """Polygons and points as (column, row) of the grid, the worth of each: a class value, or the number of a name."""
 
     shapes: np.ndarray
     codes: np.ndarray
@@ -48,9 +48,10 @@ def read_polygons(path: Path, variable: str | None, grid: Grid, shared: bool = F
 
     ``variable`` is ``ATTRIBUTE`` or ``LAYER/ATTRIBUTE``. Numbers are class values, 0 = unlabelled; texts are classes,
     numbered in alphabetical order, unless all are whole numbers. A pixel belongs to the polygon that its centre lies
-    in, the last one where there are several; a warning counts those of different classes. Polygons come from the
-    CRS of the file to that of the grid. Raises InputDataError for another file, a missing or unfit attribute, a
-    grid without a place, and where no polygon lies on the grid, unless the file is ``shared`` by several scenes.
+    in, and to a point that lies in it, the last one where there are several; a warning counts those of different
+    classes. All come from the CRS of the file to that of the grid. Raises InputDataError for another file, a missing or
+    unfit attribute, a grid without a place, and where none of them lies on the grid, unless the file is ``shared`` by
+    several scenes.
     """
     driver, kind, signature = _DRIVERS[path.suffix.lower()]
     companions = _check_file(path, kind, signature)
@@ -66,8 +67,8 @@ def read_polygons(path: Path, variable: str | None, grid: Grid, shared: bool = F
     values, overlaps = _burn(found, grid)
     if not len(found.shapes) and not shared:
         raise InputDataError(
-            f"{path} has no labelled polygon among {layer['features']} features on {grid}: is it of the same place, "
-            "and its CRS right?"
+            f"{path} has no labelled polygon or point among {layer['features']} features on {grid}: is it of the same "
+            "place, and its CRS right?"
         )
     names = {} if found.names is None else dict(enumerate(found.names, 1))
     if shared:
@@ -132,7 +133,7 @@ def _listed(layers: list[dict[str, Any]]) -> str:
     )
 
 
-def _read(file: GuardedFile, layer: dict[str, Any], attribute: tuple[str, str], grid: Grid) -> _Polygons:
+def _read(file: GuardedFile, layer: dict[str, Any], attribute: tuple[str, str], grid: Grid) -> _Shapes:
     """Return the polygons that may touch the grid, in pixel coordinates."""
     import shapely
 
@@ -140,16 +141,17 @@ def _read(file: GuardedFile, layer: dict[str, Any], attribute: tuple[str, str], 
     what = f"{file.path}:{layer['name']}/{attribute[0]}"
     shapes, codes, texts = _select(file, what, layer["name"], attribute[0], _box(grid, crs))
     codes, names = _class_codes(what, codes, texts)
-    polygons = np.isin(shapely.get_type_id(shapes), _POLYGONS)
-    if len(shapes) and not polygons.any():
-        raise InputDataError(f"{what} has no polygon among {len(shapes)} features: expected areas, not points or lines")
+    taken = np.isin(shapely.get_type_id(shapes), _POLYGONS + _POINTS)
+    if len(shapes) and not taken.any():
+        raise InputDataError(f"{what} has no polygon or point among {len(shapes)} features: expected those, not lines")
     unnamed = np.isnan(codes)
     for count, text in (
-        (np.count_nonzero(~polygons), "are no polygons"), (np.count_nonzero(unnamed), f"have no '{attribute[0]}'"),
+        (np.count_nonzero(~taken), "are neither polygons nor points"),
+        (np.count_nonzero(unnamed), f"have no '{attribute[0]}'"),
     ):  # fmt: skip
         if count:
             notes.append(f"{count} features {text} and are left out")
-    keep = polygons & ~unnamed & (codes != 0)
+    keep = taken & ~unnamed & (codes != 0)
     shapes = shapely.transform(shapes[keep], lambda points: _on_grid(points, crs, grid))
     left, top, right, bottom = shapely.bounds(shapes).T.reshape(4, -1)
     near = np.abs([left, top, right, bottom]).max(0, initial=0) < _FAR
@@ -159,9 +161,10 @@ def _read(file: GuardedFile, layer: dict[str, Any], attribute: tuple[str, str], 
         notes.append(f"{outside} of {layer['features']} features {_OUTSIDE}")
     thin = np.ceil(left - 0.5) > np.floor(right - 0.5)
     thin |= np.ceil(top - 0.5) > np.floor(bottom - 0.5)
+    thin &= np.isin(shapely.get_type_id(shapes), _POLYGONS)
     if missed := np.count_nonzero(thin & inside):
         notes.append(f"{missed} polygons are so small that no pixel has its centre in them")
-    return _Polygons(shapes[inside], codes[keep][inside], names, notes)
+    return _Shapes(shapes[inside], codes[keep][inside], names, notes)
 
 
 def _select(
@@ -243,7 +246,7 @@ def _on_grid(points: np.ndarray, crs: tuple[CRS, CRS] | None, grid: Grid) -> np.
     return found
 
 
-def _burn(found: _Polygons, grid: Grid) -> tuple[np.ndarray, list[str]]:
+def _burn(found: _Shapes, grid: Grid) -> tuple[np.ndarray, list[str]]:
     """Return the label map, and a warning that counts the pixels which polygons of several classes cover."""
     order = np.argsort(found.codes, kind="stable")
     values = _rasterised(found, np.arange(len(order)), grid)
@@ -254,7 +257,7 @@ def _burn(found: _Polygons, grid: Grid) -> tuple[np.ndarray, list[str]]:
     return values, [f"{several} pixels lie in polygons of several classes, the last one counts"] if several else []
 
 
-def _rasterised(found: _Polygons, order: np.ndarray, grid: Grid) -> np.ndarray:
+def _rasterised(found: _Shapes, order: np.ndarray, grid: Grid) -> np.ndarray:
     from affine import Affine
     from rasterio.features import rasterize
 

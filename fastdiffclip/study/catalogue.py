@@ -25,7 +25,9 @@ class Row:
         method, features: as :meth:`fastdiffclip.evaluate.contest.Contest.run` takes them.
         recipe: of this row, None for that of ``--recipe``. settings: laid over it, as ``--set`` takes them.
         encoder: its head looks through the encoder, whether or not the recipe's does: what pretraining is about.
-        pretrained: whether its encoder starts from unsupervised mask diffusion, else from random weights.
+        bands: it is about the network over bands (view `restored`), and left out where the recipe's head has none.
+        network: False: its head reads no network, the views that need one are left out.
+        pretrained: whether its network starts from unsupervised mask diffusion, else from random weights.
         prompts: what its classes are called, None for ``--prompts``.
         panel, value: the axis that a sweep moves along, and where on it this row stands.
         optional: left out, with a note, where the scene's classes lack what its prompts need.
@@ -38,6 +40,8 @@ class Row:
     recipe: str | None = None
     settings: tuple[str, ...] = ()
     encoder: bool = False
+    bands: bool = False
+    network: bool = True
     pretrained: bool = True
     prompts: str | None = None
     panel: str = ""
@@ -86,6 +90,10 @@ def _sweep(panel: str, setting: str, values: Sequence[float]) -> tuple[Row, ...]
 OURS_ROW = Row(RECIPE)
 ENCODER = Row(ENCODED, encoder=True)
 RANDOM = Row(f"{ENCODED}, random weights", encoder=True, pretrained=False)
+CONTROLS = (  # what the network over bands is worth
+    Row(f"{RECIPE}, random weights", bands=True, pretrained=False),
+    Row(f"{RECIPE} without a network", bands=True, network=False),
+)
 PAPER = Row("paper", recipe="paper")
 CLIP = Row("clip", recipe="paper", pretrained=False, prompts="p1")
 LINEAR = Row("linear", "linear")
@@ -106,7 +114,7 @@ STUDIES = {
         Study(
             "table1",
             "Few shots: both recipes, without pretraining, and what people use instead",
-            (OURS_ROW, ENCODER, RANDOM, PAPER, CLIP, LINEAR, *CLASSICAL_ROWS),
+            (OURS_ROW, *CONTROLS, ENCODER, RANDOM, PAPER, CLIP, LINEAR, *CLASSICAL_ROWS),
             shots=(2, 8, 20),
             notes=("clip: the paper's baseline, image and text tower from scratch, plain class names (p1).",),
         ),
@@ -129,6 +137,7 @@ STUDIES = {
                 Row("without mask", encoder=True, settings=("umd.mask_ratio=0",)),
                 Row("without UMD", encoder=True, pretrained=False),
                 OURS_ROW,
+                *CONTROLS,
             ),
             shots=(2,),
             notes=ABLATIONS,

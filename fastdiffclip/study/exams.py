@@ -25,7 +25,7 @@ SEED = 20
 
 def generated_exams(root: Path, window: int) -> list[Path]:
     """Scenes of generated exams for windows of ``window`` pixels under ``root``, made when they are not there yet."""
-    out = root / "exams" / f"window-{window}"
+    out = root / "exams" / f"generated-{window}"
     found = sorted(out.glob("*.zarr"))
     if len(found) == sum(EXAMS.values()):
         return found

@@ -19,7 +19,7 @@ from fastdiffclip.train.flc import class_prompts
 from fastdiffclip.train.loop import fingerprint, settings_of
 
 FEATURE_PIXELS = 100  # of a class in a picture of features
-FORMAT = "study 1"  # of the journal's keys: raise it when results of the same settings change
+FORMAT = "study 2"  # of the journal's keys: raise it when results of the same settings change
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,9 @@ def make_job(
                     found = _pretraining(line.config, first + (seed - first) % options.umd_seeds, shas, budget)
                     wanted = umd.setdefault(found.key, found).key
                 pieces.append(_piece(job, number, k, seed, wanted, shas))
+    turns = len({found.seed for found in umd.values()})
+    if turns > 1:
+        notes.append(f"The draws take turns with {turns} pretrainings.")
     return replace(job, pretrainings=tuple(umd.values()), pieces=tuple(pieces)), notes
 
 
@@ -183,6 +186,8 @@ def _lines(study: Study, scenes: Sequence[Scene], labelled: Labelled, options: O
         )
     side = (f"model.window={scenes[0].height}",) if all(scene.centre_only for scene in scenes) else ()
     for row in study.rows:
+        if row.bands and plain.tokens != "bands":
+            continue
         config = _settings(row, options, side)
         named = replace(row, label=row.label.replace(RECIPE, plain.recipe).replace(ENCODED, encoded))
         prompts = row.prompts or options.prompts
@@ -201,10 +206,12 @@ def _settings(row: Row, options: Options, side: tuple[str, ...]) -> Config:
     own = () if row.recipe is None else (f"recipe={row.recipe}",)
     overrides = (*options.overrides, *own, *side, *row.settings)
     config = load_config(options.recipe, options.file, overrides)
+    views = [view for view in config.logistic.views if view != "restored"]
     if row.encoder and not config.reads_encoder:
-        views = ", ".join([*(view for view in config.logistic.views if view != "restored"), "tokens"])
-        config = load_config(options.recipe, options.file, (*overrides, f"logistic.views=[{views}]"))
-    return config
+        views.append("tokens")
+    elif row.network:
+        return config
+    return load_config(options.recipe, options.file, (*overrides, f"logistic.views=[{', '.join(views or ['means'])}]"))
 
 
 def _chosen(lines: Sequence[Line], options: Options) -> list[Line]:

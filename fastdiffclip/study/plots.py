@@ -23,6 +23,8 @@ INK, MEASURED, OTHERS, PUBLISHED = "#333333", "#24587f", "#8a7b66", "#c2410c"
 SHOTS_COLOURS = ("#24587f", "#c2410c", "#3f7d4e", "#7a4fa3")
 GRID, SPINE = "#e6e6e6", "#9a9a9a"
 DPI = 130
+TICKS = 5  # at most, of an axis of percents
+HIGHEST = 100.0  # percent, beyond which no spread is drawn
 
 
 def plot_figures(result: StudyResult, path: Path) -> None:
@@ -45,19 +47,24 @@ def dress(axes: Axes) -> None:
 
 
 def _dots(result: StudyResult, path: Path) -> None:
-    """A panel per number of shots, a row per method: every draw faint, the mean, a line of one sd to either side."""
+    """A panel per number of shots, a row per method: every draw faint, the mean, a line of one sd to either side.
+
+    A method without the figure, as one that cannot rank has no AUC, has no row.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     shots = list(dict.fromkeys(cell.shots for cell in result.cells))
-    labels = list(dict.fromkeys(cell.row.label for cell in result.cells))
     judged = result.study.judged_by
+    labels = list(dict.fromkeys(cell.row.label for cell in result.cells if len(_values(cell, judged))))
     figure = Figure(figsize=(2.3 + 2.5 * len(shots), 1.5 + 0.27 * len(labels)), layout="constrained")
     panels = figure.subplots(1, len(shots), sharey=True, squeeze=False)[0]
     for axes, k in zip(panels, shots, strict=True):
         dress(axes)
         axes.set_title(_shots_words(k), fontsize=9, color=INK, loc="left", pad=4)
         axes.set_xlabel(f"{FIGURES[judged]}, percent", fontsize=8.5, color=INK)
-        for cell in (cell for cell in result.cells if cell.shots == k):
+        axes.xaxis.set_major_locator(MaxNLocator(TICKS))
+        for cell in (cell for cell in result.cells if cell.shots == k and cell.row.label in labels):
             _dot(axes, cell, labels.index(cell.row.label), judged, cell.row.label == result.reference)
         for row in published_rows(result.study.name, dataset_of(result.scenes, result.classes)):
             if row.shots == k and row.minus is None and judged in row.figures:
@@ -77,7 +84,8 @@ def _dot(axes: Axes, cell: Cell, place: int, judged: str, is_reference: bool) ->
     if is_reference:
         axes.axvline(mean, color=colour, linewidth=0.8, alpha=0.5, zorder=1)
     axes.scatter(values, np.full(len(values), place), s=7, color=colour, alpha=0.3, linewidths=0, zorder=2)
-    axes.plot([mean - spread, mean + spread], [place, place], color=colour, linewidth=1.4, zorder=3)
+    ends = np.clip([mean - spread, mean + spread], None, HIGHEST)
+    axes.plot(ends, [place, place], color=colour, linewidth=1.4, zorder=3)
     axes.scatter([mean], [place], s=30, color=colour, zorder=4)
 
 
@@ -115,7 +123,9 @@ def _curve(axes: Axes, cells: Sequence[Cell], judged: str, colour: str, label: s
     x = np.array([value for value, _ in curve])
     mean = np.array([draws.mean() for _, draws in curve])
     error = np.array([draws.std(ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else 0.0 for _, draws in curve])
-    axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0, zorder=1)
+    axes.fill_between(
+        x, mean - error, np.minimum(mean + error, HIGHEST), color=colour, alpha=0.15, linewidth=0, zorder=1
+    )
     axes.plot(x, mean, color=colour, linewidth=1.6, marker="o", markersize=4.5, label=label, zorder=3)
 
 

@@ -43,6 +43,7 @@ from fastdiffclip.train.loop import (
     weights_digest,
     weights_of,
 )
+from fastdiffclip.train.new_class import KnownClasses, NewClass, require_text_space, unlabelled_features
 from fastdiffclip.train.umd import UmdResult
 from fastdiffclip.train.world import World
 
@@ -55,14 +56,16 @@ class Shots:
 
     Attributes:
         centres: ``(n, 3)`` int64 (scene, row, column). labels: ``(n,)`` int64 class values.
-        classes: every class that may be predicted, in the order of the text embeddings.
+        classes: every class that is trained, in the order of the text embeddings.
         prompts: one text per class.
+        added: classes that join from their texts once the others are trained.
     """
 
     centres: np.ndarray
     labels: np.ndarray
     classes: tuple[ClassInfo, ...]
     prompts: tuple[str, ...]
+    added: tuple[NewClass, ...] = ()
 
     def indices(self) -> Tensor:
         """``(n,)`` int64 position of each label in ``classes``."""
@@ -77,7 +80,8 @@ class Shots:
 class FlcResult:
     """A trained classifier; ``text_embeddings`` are ``(K, E)`` float32, one row per class, of length 1.
 
-    Under ``flc.head=logistic`` the row of a class without shots is shorter.
+    Under ``flc.head=logistic`` the row of a class without shots is shorter. ``added``: what the manifest says of the
+    last ones, which joined from their texts.
     """
 
     model: LanguageClassifier | LogisticClassifier
@@ -88,6 +92,7 @@ class FlcResult:
     text_embeddings: Tensor
     losses: list[float]
     folder: Path | None
+    added: tuple[dict[str, Any], ...] = ()
 
 
 class FlcStep:
@@ -252,6 +257,8 @@ def train_flc(
     world, where = World.from_environment(), Compute.choose(device, config.precision, config.compile)
     if umd is not None:
         check_fits(umd, config)
+    if shots.added:
+        require_text_space(config, "the settings have")
     world.start(where.device)
     with run_folder(out, resume, world) as folder:
         source = source or window_source(scenes, config, umd)
@@ -267,6 +274,7 @@ def train_flc(
             [item.value for item in shots.classes],
             shots.prompts,
             None if network is None else weights_digest(network),
+            *((item.info.value, item.prompt, item.share) for item in shots.added),
         )
         if config.flc.head == "logistic":
             loop = Loop("train-flc", 0, lambda step: 1.0, folder, identity, progress)
@@ -316,9 +324,11 @@ def _fit_logistic(
     model = new_logistic(source.front_end, config, network, seed).to(where.device)
     found = loop.resume()[1] if resume else {}
     head = None
-    if found:
+    about: tuple[dict[str, Any], ...] = ()
+    if found and loop.folder is not None:
         model.take(weights_of(found))
         texts = found["text_embeddings"]
+        about = tuple(checkpoint.read_checked(loop.folder / checkpoint.MANIFEST).get("added", ()))
     else:
         loop.progress(loop.stage, 0, 2, "features")
         statistics = feature_statistics(model, source, config, where)
@@ -326,10 +336,16 @@ def _fit_logistic(
         loop.progress(loop.stage, 1, 2, "fit")
         head = fit_head(features, shots.indices().numpy(), shots.prompts, statistics, config.logistic)
         texts = head.put_into(model)
+        if shots.added:
+            known = KnownClasses.of(model, texts, shots.classes, shots.prompts)
+            known = known.with_described(shots.added, unlabelled_features(model, source, config, where), config)
+            texts, about = known.put_into(model), known.added
         loop.losses = head.losses
         loop.write_log()
         loop.progress(loop.stage, 2, 2, f"loss {head.losses[-1]:.4f}")
-    result = FlcResult(model, source.front_end, config, shots.classes, shots.prompts, texts, loop.losses, loop.folder)
+    classes = (*shots.classes, *(item.info for item in shots.added))
+    prompts = (*shots.prompts, *(item.prompt for item in shots.added))
+    result = FlcResult(model, source.front_end, config, classes, prompts, texts, loop.losses, loop.folder, about)
     return result, head
 
 
@@ -376,6 +392,7 @@ def _save(
         "tokenizer_sha256": hashlib.sha256(load_tokenizer().text.encode()).hexdigest(),
         "umd": None if umd is None else str(umd.folder),
         "shots": [[*map(int, centre), int(label)] for centre, label in zip(shots.centres, shots.labels, strict=True)],
+        **({"added": list(result.added)} if result.added else {}),
         **extra,
     }
     checkpoint.save_run(

@@ -27,7 +27,6 @@ from fastdiffclip.train.logistic_regression import (
     fit,
     folds_of,
     left_out,
-    log_softmax,
     mean_loss,
     prior_root,
     span,
@@ -39,7 +38,6 @@ from fastdiffclip.train.views import FeatureStatistics, make_views, sampled_wind
 BATCH = 64
 STATISTICS = {"views", "sizes", "class_tokens", "mean_token", "samples"}  # the settings that statistics depend on
 LEAVE_ONE_OUT = 40  # shots up to which they are left out one by one
-ERRORS = 1.0  # standard errors by which `restored` must better the shots left out to take part
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,7 @@ class Head:
         centre: ``(F,)``. weight: ``(E, F)``. bias: ``(K,)``. texts: ``(K, E)``, one row per class; shorter than 1 for a
             class without shots. temperature: of the probabilities.
         losses: the objective after every iteration of the fit that weighs most.
-        shares: weight of every view in the average. left_out_loss: of the shots left out, None where no shot
-            could be. restored: how many standard errors `restored` bettered it by, None where it cannot be said.
+        shares: weight of every view in the average. left_out_loss: of the shots left out, None where no shot could be.
     """
 
     centre: np.ndarray
@@ -62,12 +59,10 @@ class Head:
     losses: list[float]
     shares: dict[str, float]
     left_out_loss: float | None
-    restored: float | None
 
     def summary(self) -> dict[str, Any]:
         """JSON-able: how the head came about."""
-        names = ("shares", "temperature", "left_out_loss", "restored")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("shares", "temperature", "left_out_loss")}
 
     def put_into(self, model: LogisticClassifier) -> torch.Tensor:
         """Give the numbers to a model; returns the text embeddings ``(K, E)`` float32."""
@@ -154,14 +149,9 @@ def fit_head(
     present, own = np.unique(labels, return_inverse=True)
     root = prior_root(similarity[np.ix_(present, present)], settings.text)
     folds = folds_of(own, LEAVE_ONE_OUT)
-    every = fit_candidates(features, own, folds, root, statistics, settings.ridge)
-    gain = gain_of_restored(every, own)
-    candidates = admitted(every, gain)
+    candidates = fit_candidates(features, own, folds, root, statistics, settings.ridge)
     shares = shares_of(candidates, own)
     weight, bias, held = average(candidates, shares)
-    read = len(statistics.centre)
-    if len(candidates) < len(every):  # the last features are read no more
-        read -= len(statistics.views["restored"].columns)
     temperature = temperature_of(held, own) if settings.calibrate and len(present) > 1 else 1.0
     loss = mean_loss(held / temperature, own)
     texts = np.zeros((len(prompts), len(present)))
@@ -171,15 +161,14 @@ def fit_head(
     biases = np.full(len(prompts), bias.mean())
     biases[present] = bias
     return Head(
-        statistics.centre[:read],
-        weight[:, :read],
+        statistics.centre,
+        weight,
         biases,
         texts,
         temperature,
         candidates[int(shares.argmax())].losses,
         {c.view: float(share) for c, share in zip(candidates, shares, strict=True)},
         None if np.isnan(loss) else loss,
-        gain,
     )
 
 
@@ -200,32 +189,6 @@ def fit_candidates(
         weight = view.pull(whole.weight @ basis, centred.shape[1])
         found.append(Candidate(name, weight, whole.bias, whole.losses, held))
     return found
-
-
-def gain_of_restored(candidates: Sequence[Candidate], labels: np.ndarray) -> float | None:
-    """How much smaller the loss of the shots left out is with the view `restored` than without, in standard errors.
-
-    None without that view or another one, or where fewer than two shots could be left out.
-    """
-    others = [candidate for candidate in candidates if candidate.view != "restored"]
-    if not 0 < len(others) < len(candidates):
-        return None
-    losses = []
-    for group in (others, candidates):
-        held = average(group, shares_of(group, labels))[2]
-        logits = log_softmax(held / temperature_of(held, labels))
-        losses.append(-logits[np.arange(len(labels)), labels])
-    gain = losses[0] - losses[1]
-    gain = gain[~np.isnan(gain)]
-    error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-    return float(gain.mean() / error) if error > 0 else None
-
-
-def admitted(candidates: Sequence[Candidate], gain: float | None) -> Sequence[Candidate]:
-    """The candidates that take part: `restored` only where its gain is above :data:`ERRORS`, or it stands alone."""
-    if len(candidates) == 1 or (gain is not None and gain > ERRORS):
-        return candidates
-    return [candidate for candidate in candidates if candidate.view != "restored"]
 
 
 def shares_of(candidates: Sequence[Candidate], labels: np.ndarray) -> np.ndarray:

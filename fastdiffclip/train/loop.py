@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdiffclip import checkpoint
+from fastdiffclip import checkpoint, heap
 from fastdiffclip.config import BandsConfig, Config, FlcConfig, UmdConfig
 from fastdiffclip.errors import InputDataError, ResourceError
 from fastdiffclip.files import held_folder
@@ -236,7 +236,7 @@ class Loop:
 
     def _run(self, steps: Steps, engine: Engine, windows_per_step: int, first: int, events: EventLog | None) -> None:
         began = saved = time.monotonic()
-        with deferred_signals() as stop:
+        with deferred_signals() as stop, heap.kept():
             for step in range(first, self.total):
                 self._taken(events, steps.advance, step)
                 if self.seconds_to_first_step is None:

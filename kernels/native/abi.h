@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#define FDC_ABI_VERSION 4
+#define FDC_ABI_VERSION 5
 #define FDC_EXPORT extern "C" __attribute__((visibility("default")))
 
 enum fdc_dtype : int32_t { FDC_UINT16 = 0, FDC_INT16 = 1, FDC_FLOAT16 = 2, FDC_BFLOAT16 = 3, FDC_FLOAT32 = 4 };
@@ -55,6 +55,32 @@ struct fdc_matmul_args {
     int32_t threads, isa;
 };
 
+struct fdc_gelu_args {
+    const void* x;      // (count) of dtype
+    const void* grad;   // (count): gradient of the output; null: forward
+    void* out;          // out: (count)
+    int64_t count;
+    int32_t dtype, threads, isa;
+};
+
+struct fdc_residual_norm_args {
+    const float* x;            // (rows, width); backward: what the forward normalised
+    const void* delta;         // (rows, width) of delta_dtype, read by the forward; null: nothing is added
+    const float* weight;       // (width)
+    const float* bias;         // (width), read by the forward
+    float* stream;             // out, forward: x + delta
+    void* y;                   // out, forward: (rows, width) of y_dtype
+    float* stats;              // (rows, 2): mean and 1 / deviation; the forward writes it, the backward reads it
+    const void* grad_y;        // (rows, width) of y_dtype, read by the backward
+    const float* grad_stream;  // (rows, width), read by the backward; null: zero
+    float* grad_x;             // out, backward: (rows, width); null: forward
+    void* grad_delta;          // out, backward: grad_x in delta_dtype where that is bfloat16; null: not asked for
+    float* grad_weight;        // out, backward: (2, width), gradients of weight and bias
+    int64_t rows, width;       // width a multiple of 8
+    float eps;
+    int32_t delta_dtype, y_dtype, threads, isa;
+};
+
 // Defined once per instruction set, in a namespace of its name.
 #define FDC_DECLARE(isa_name) \
     namespace isa_name { \
@@ -62,6 +88,8 @@ struct fdc_matmul_args {
     int64_t short_attention_forward(const fdc_short_attention_args& args); \
     int64_t short_attention_backward(const fdc_short_attention_args& args); \
     int64_t matmul(const fdc_matmul_args& args); \
+    int64_t gelu(const fdc_gelu_args& args); \
+    int64_t residual_norm(const fdc_residual_norm_args& args); \
     }
 FDC_DECLARE(baseline)
 #if defined(__x86_64__)

@@ -71,3 +71,13 @@ FDC_EXPORT int64_t fdc_matmul(const fdc_matmul_args* args) {
     if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
     return FDC_RUN(matmul, *args);
 }
+
+FDC_EXPORT int64_t fdc_gelu(const fdc_gelu_args* args) {
+    if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
+    return FDC_RUN(gelu, *args);
+}
+
+FDC_EXPORT int64_t fdc_residual_norm(const fdc_residual_norm_args* args) {
+    if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
+    return FDC_RUN(residual_norm, *args);
+}

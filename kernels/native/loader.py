@@ -12,7 +12,7 @@ import torch  # noqa: F401  loaded first, so that the library shares torch's Ope
 
 from fastdiffclip.errors import ResourceError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 

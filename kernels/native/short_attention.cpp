@@ -223,6 +223,7 @@ void forward(const Args& a, int64_t sample, int64_t head, Job& job) {
     if (job.keys == 0) return write_nothing<T>(a, out, stats);
     for_blocks(a.queries, [&](auto rows, int64_t first) {
         constexpr int R = decltype(rows)::value;
+        prefetch_next(a, false, sample, head, first, R);
         const float* const queries = job.q + first * job.padded;
         float most[R] = {}, inverse[R];
         if (!plain_weights<R>(job, queries)) shifted_weights<R>(job, queries, most);
@@ -294,6 +295,7 @@ void backward(const Args& a, int64_t sample, int64_t head, Job& job) {
     Stored<T>* const grad_q = at<T>(a.grad_q, sample, head);
     for_blocks(a.queries, [&](auto rows, int64_t first) {
         constexpr int R = decltype(rows)::value;
+        prefetch_next(a, true, sample, head, first, R);
         float delta[R], scales[R];
         for (float& x : scales) x = a.scale;
         deltas<T>(job, job.g + first * job.padded, out + first * a.out.token, a.out.token, delta);

@@ -14,6 +14,7 @@ constexpr int ROWS = WIDE ? 8 : 4;     // queries computed together
 constexpr int CHUNK = 3;               // registers of keys computed together
 constexpr int SPAN = WIDE ? 1 : 2;     // registers of channels computed together
 constexpr int64_t MOST_KEYS = 256, MOST_CHANNELS = 64;
+constexpr int64_t LINE = 64;           // bytes that a cache holds or lacks together
 // From one query's scores to the next one's: a constant, so that one pointer serves all rows of a block, and an odd
 // number of cache lines, so that rows lie in different sets.
 constexpr int64_t PITCH = MOST_KEYS + 16;
@@ -95,6 +96,33 @@ void* allocate_pieces(const Piece* pieces, int count) {
         next += round_up(pieces[i].words, 16) * 4;
     }
     return memory;
+}
+
+// Asks for rows of a head. They lie as far apart as those of the projection, too far for the processor to foresee them,
+// and a store waits for its line as a load does. Always inlined: GCC takes a function that does nothing else for one
+// without effect and drops its calls.
+FDC_INLINE void prefetch(const Args& a, const fdc_strided& x, int64_t first, int64_t last, int64_t sample,
+                         int64_t head) {
+    const int64_t size = a.dtype == FDC_FLOAT32 ? 4 : 2, bytes = a.head_dim * size, step = x.token * size;
+    const char* row = static_cast<const char*>(x.data) + (sample * x.batch + head * x.head + first * x.token) * size;
+    const int64_t place = reinterpret_cast<uintptr_t>(row) % LINE;
+    if (place > 0 && place + bytes <= LINE) return;  // lines that came with the head before
+    for (const char* const end = row + bytes; row < end; row += LINE)
+        for (int64_t i = 0; i < last - first; ++i) __builtin_prefetch(row + i * step, 0, 2);
+}
+// The same for the share of the next head that belongs to a block of queries: no more lines at once than the processor
+// can wait for beside its work.
+FDC_INLINE void prefetch_next(const Args& a, bool backward, int64_t sample, int64_t head, int64_t first, int64_t rows) {
+    if (++head == a.heads) head = 0, ++sample;
+    if (sample == a.batch) return;
+    const int64_t last = first + rows;
+    int64_t key = first, end = last;
+    if (a.keys != a.queries) key = first * a.keys / a.queries, end = last * a.keys / a.queries;
+    for (const fdc_strided* x : {&a.q, &a.out}) prefetch(a, *x, first, last, sample, head);
+    for (const fdc_strided* x : {&a.k, &a.v}) prefetch(a, *x, key, end, sample, head);
+    if (!backward) return;
+    for (const fdc_strided* x : {&a.grad_out, &a.grad_q}) prefetch(a, *x, first, last, sample, head);
+    for (const fdc_strided* x : {&a.grad_k, &a.grad_v}) prefetch(a, *x, key, end, sample, head);
 }
 
 // Calls f(sample, head, job) for every head, each thread with its own job that `allocate` prepared.

@@ -220,6 +220,7 @@ void forward(const Args& a, int64_t sample, int64_t head, PairJob& job) {
     turn(a.k, sample, head, job.keys, job, job.kt);
     for_blocks(a.queries, [&](auto rows, int64_t first) {
         constexpr int R = decltype(rows)::value;
+        prefetch_next(a, false, sample, head, first, R);
         float most[R], inverse[R];
         weights<R>(job, job.q + first * job.words, a.scale * LOG2E, most);
         fold_rows(job.lanes, inverse);
@@ -316,6 +317,7 @@ void backward(const Args& a, int64_t sample, int64_t head, PairJob& job) {
         float delta[R], scales[R];
         for (float& x : scales) x = a.scale;
         const int64_t count = a.queries - 2 * first;
+        prefetch_next(a, true, sample, head, 2 * first, count < R ? count : R);
         deltas<R / 2>(job, first, out + 2 * first * a.out.token, a.out.token, count, delta);
         score_gradients<R / 2>(job, first, a.scale * LOG2E, delta);
         write_sums<PITCH_WORDS, 1>(job, reinterpret_cast<const uint32_t*>(job.rows), (job.keys + 1) / 2, job.k_pairs,

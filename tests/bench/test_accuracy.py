@@ -17,7 +17,7 @@ from fastdiffclip.scene.store import Scene
 SMALL = ["--set", "model.window=3", "--set", "logistic.samples=100", "--shots", "2", "--draws", "2"]
 
 
-@pytest.mark.parametrize("experiment", ["steps", "text", "zero-shot", "active"])
+@pytest.mark.parametrize("experiment", ["steps", "text", "zero-shot", "add-class", "active"])
 def test_every_experiment_runs(
     experiment: str, small_scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,11 +26,16 @@ def test_median_and_percentiles_of_the_repeats(monkeypatch: pytest.MonkeyPatch) 
     assert timing.peak_mb is None
 
 
-def test_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("milliseconds", "turn"), [(4.0, "aabb"), (6.0, "ab")])
+def test_calls_take_turns_and_short_ones_are_warm(
+    milliseconds: float, turn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(measure, "peak_of", lambda call, device: None)
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) * milliseconds * 1e-3)
     order: list[str] = []
     measure.time_calls({n: lambda n=n: order.append(n) for n in "ab"}, CPU, seconds=0.0, fewest=4)
-    assert "".join(order) == "aa" + "bb" + "ab" * 3  # warm-up and first repeat of each, then turns
+    assert "".join(order) == "aa" + "bb" + turn * 3  # warm-up and first repeat of each, then turns
 
 
 def test_a_mode_that_ends_in_graph_records_both_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 COMMANDS = [
     [], ["demo"], ["ingest"], ["scene"], ["scene", "info"], ["scene", "verify"], ["train-umd"], ["train-flc"],
-    ["predict"], ["evaluate"], ["bench"], ["doctor"],
+    ["predict"], ["suggest"], ["add-class"], ["evaluate"], ["study"], ["bench"], ["doctor"],
 ]  # fmt: skip
 # Not pydantic: typer itself reads arguments with it, and it takes a twentieth of a second.
 HEAVY = {"torch", "numpy", "rasterio", "numba", "sklearn", "scipy", "zarr", "matplotlib", "triton", "tokenizers"}

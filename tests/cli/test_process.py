@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import typer
 from fastdiffclip.commands import process, terminal, views
 from fastdiffclip.errors import InputDataError, InterruptedRunError, ResourceError
 
-from .console import program
+from .console import WORDS, program
 
 
 def app_that_raises(error: BaseException) -> typer.Typer:
@@ -165,3 +166,38 @@ def test_doctor_says_what_is_used_and_why(call: Callable[..., Any], tmp_path: Pa
     )
     for word in ("Machine", "What runs", "Ops", "Versions", "window gather", "native library", found["device"]):
         assert word in result.out
+
+
+COLUMNS = ["shots", "method", "features", "OA %", "AA %", "kappa", "ECE %", "AUC %"]
+ROW = ["20", "fastdiffclip", "window", *["100.0 ± 10.0"] * 4, "none"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "tables", "gap"), [(101, 1, 3), (100, 1, 2), (87, 1, 1), (86, 2, 1), (45, 5, 2), (30, 1, 1)]
+)
+def test_a_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, tables: int, gap: int) -> None:
+    """Blanks between columns go first, then columns stand in a table below, with the first ones again."""
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.setattr(terminal.sys, "stdout", shown)
+    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda: os.terminal_size((columns, 40)))
+    terminal.table("Title", COLUMNS, [ROW] * 2, right=3)
+    text = WORDS.sub("", shown.getvalue())
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= columns
+    heads = [line.split() for line in lines if line.strip().startswith("shots")]
+    if columns > 30:  # else not even the first columns fit, and cells are folded
+        assert len(heads) == tables and f"  20{' ' * (3 + gap)}fastdiffclip" in text
+        assert all(head[:3] == COLUMNS[:3] for head in heads)
+        assert sum(text.count(name) for name in ("OA %", "AA %", "kappa", "ECE %", "AUC %")) == 5
+
+
+def test_calibration_stands_in_the_table_where_a_method_has_any() -> None:
+    def row(method: str, ece: float | None) -> dict[str, Any]:
+        figures = {f"{name}_{part}": 50.0 for name in ("oa", "aa", "kappa") for part in ("mean", "sd")}
+        return {"shots": 2, "method": method, "features": "window", **figures, "ece_mean": ece, "ece_sd": ece}
+
+    columns, cells = views.evaluation_table([row("fastdiffclip", 3.21), row("svm", None)])
+    assert columns == ["shots", "method", "features", "OA %", "AA %", "kappa", "ECE %"]
+    assert [line[-1] for line in cells] == ["3.2 ± 3.2", "none"]
+    assert "ECE %" not in views.evaluation_table([row("svm", None)])[0]

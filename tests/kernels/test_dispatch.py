@@ -15,7 +15,16 @@ from fastdiffclip.kernels import dispatch, native, short_attention, triton, visi
 from fastdiffclip.kernels.philox import rng_state
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-OPS = {"visible_noise", "masked_mse", "contrastive", "contrastive_columns", "short_attention", "linear"}
+OPS = {
+    "visible_noise",
+    "masked_mse",
+    "contrastive",
+    "contrastive_columns",
+    "short_attention",
+    "linear",
+    "gelu",
+    "residual_norm",
+}
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from fastdiffclip.config import ModelConfig
 from fastdiffclip.model.encoder import Block, ImageEncoder
 from fastdiffclip.model.language_classifier import LanguageClassifier
 from fastdiffclip.model.mask_diffusion import MaskDiffusion
+from fastdiffclip.model.residual_norm import ResidualNorm
 from fastdiffclip.model.stem import initialise, sincos_positions
 
 CHANNELS = {"hsi": 6, "lidar": 1}
@@ -71,10 +72,10 @@ def test_modalities_together_are_modalities_one_by_one(attention: str) -> None:
     assert out.shape == (2, 4, 9, 16)
     tokens = model.embed(visible, ids, times)
     for m in range(2):
-        one = tokens[4 * m : 4 * m + 4]
+        one, added = tokens[4 * m : 4 * m + 4], None
         for block in model.blocks:
-            one = block(one)
-        torch.testing.assert_close(model.norm(one), out[m], rtol=1e-5, atol=1e-5)
+            one, added = block(one, added)
+        torch.testing.assert_close(model.norm(one, added)[1], out[m], rtol=1e-5, atol=1e-5)
 
 
 def test_weights_are_shared_between_modalities() -> None:
@@ -115,7 +116,7 @@ def test_lean_block_keeps_less_and_gives_the_same_gradients(bf16: bool) -> None:
         block.zero_grad()
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            out = block(leaf, lean=lean)
+            out = torch.add(*block(leaf, lean=lean))
         kept.append(sum(storages.values()))
         out.float().square().sum().backward()
         results.append([out.detach(), leaf.grad, *(p.grad for p in block.parameters())])
@@ -161,10 +162,23 @@ def test_timestep_position_and_modality_matter() -> None:
 
 def test_block_is_pre_norm_with_residuals() -> None:
     block, x = Block(16, 2, 2.0, "sdpa", "encoder"), torch.randn(3, 7, 16)
-    middle = x + block.attention(block.norm1(x))
-    expected = middle + block.contract(nn.functional.gelu(block.expand(block.norm2(middle))))
-    assert torch.equal(block(x), expected) and block.expand.out_features == 32
-    torch.testing.assert_close(block(x, 2), expected[:, :2], rtol=1e-5, atol=1e-6)
+    middle = x + block.attention(block.norm1(x)[1])
+    expected = middle + block.contract(nn.functional.gelu(block.expand(block.norm2(middle)[1])))
+    torch.testing.assert_close(torch.add(*block(x)), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.add(*block(x, queries=2)), expected[:, :2], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.add(*block(x - 1, torch.ones_like(x))), expected, rtol=1e-5, atol=1e-5)
+    assert block.expand.out_features == 32
+
+
+def test_norms_are_layer_norms_in_the_dtype_that_is_read_next() -> None:
+    norm, x = ResidualNorm(16), torch.randn(3, 16)
+    torch.nn.init.normal_(norm.weight)
+    assert list(norm.state_dict()) == ["weight", "bias"]
+    torch.testing.assert_close(norm(x, x)[1], nn.functional.layer_norm(2 * x, (16,), norm.weight, norm.bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        stream, normed = norm(x, x.bfloat16())
+        assert (stream.dtype, normed.dtype) == (torch.float32, torch.bfloat16)
+        assert norm(x, out_dtype=torch.float32)[1].dtype == torch.float32
 
 
 @pytest.mark.parametrize("stage", sorted(BUILD))

@@ -18,7 +18,8 @@ def test_layers_in_order() -> None:
     x = torch.randn(3, 5, 7)
     gelu = nn.functional.gelu
     expected = stem.norm(stem.token(gelu(stem.second(gelu(stem.first(x))))))
-    assert torch.equal(stem(x), expected) and expected.shape == (3, 5, 16)
+    torch.testing.assert_close(stem(x), expected)
+    assert expected.shape == (3, 5, 16)
 
 
 def test_each_pixel_for_itself() -> None:

@@ -151,7 +151,7 @@ def test_polygons_outside_and_too_small_are_said(tmp_path: Path) -> None:
         "1 polygons are so small that no pixel has its centre in them",
     ]
     far = Grid("hsi", Path("hsi.npy"), 20, 30, UTM.to_wkt(), (2.0, 0.0, 700000.0, 0.0, -2.0, 4100000.0))
-    with pytest.raises(InputDataError, match=r"no labelled polygon among 4 features on hsi .*corner \(700000"):
+    with pytest.raises(InputDataError, match=r"no labelled polygon or point among 4 features on hsi .*corner \(700000"):
         read(path, "value", far)
     assert read_polygons(Path(path), "value", far, shared=True).values.max() == 0
 
@@ -164,14 +164,25 @@ def test_holes_and_parts(tmp_path: Path) -> None:
     assert np.count_nonzero(values) == 64 - 16 + 4
 
 
-def test_features_that_are_no_polygons(tmp_path: Path) -> None:
-    point = shapely.Point(*to_map(TRANSFORM, 5, 5))
-    points = write(tmp_path / "p.gpkg", [point], value=[1])
-    with pytest.raises(InputDataError, match="no polygon among 1 features: expected areas, not points or lines"):
-        read(points, "value")
+def test_a_point_labels_the_pixel_that_it_lies_in(tmp_path: Path) -> None:
+    places = [(5.5, 5.5), (7.01, 3.99), (29.9, 19.9), (31.0, 4.0)]
+    points = [shapely.Point(*to_map(TRANSFORM, *place)) for place in places]
+    found = read(write(tmp_path / "p.gpkg", points, value=[1, 2, 3, 4]), "value")
+    expected = np.zeros((20, 30))
+    expected[5, 5], expected[3, 7], expected[19, 29] = 1, 2, 3
+    np.testing.assert_array_equal(found.values, expected)
+    assert found.warnings == (f"{tmp_path}/p.gpkg: 1 of 4 features lie outside of the scene",)
+
+
+def test_features_that_are_neither_polygons_nor_points(tmp_path: Path) -> None:
+    line = shapely.LineString([to_map(TRANSFORM, 5, 5), to_map(TRANSFORM, 9, 9)])
+    lines = write(tmp_path / "p.gpkg", [line], value=[1])
+    with pytest.raises(InputDataError, match="no polygon or point among 1 features: expected those, not lines"):
+        read(lines, "value")
     features = [
         {"type": "Feature", "properties": {"v": 1}, "geometry": geometry}
-        for geometry in (None, {"type": "Point", "coordinates": [5, 5]}, {"type": "Polygon", "coordinates": []},
+        for geometry in (None, {"type": "LineString", "coordinates": [[5, 5], [6, 6]]},
+                         {"type": "Polygon", "coordinates": []},
                          {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]]]})
     ]  # fmt: skip
     document = {"type": "FeatureCollection", "features": features}
@@ -179,7 +190,7 @@ def test_features_that_are_no_polygons(tmp_path: Path) -> None:
     grid = Grid("hsi", Path("h"), 20, 20, rasterio.CRS.from_epsg(4326).to_wkt(), (1, 0, 0, 0, -1, 20))
     found = read(str(tmp_path / "m.geojson"), "v", grid)
     assert np.count_nonzero(found.values) == 81
-    assert "features are no polygons and are left out" in found.warnings[0]
+    assert "features are neither polygons nor points and are left out" in found.warnings[0]
 
 
 def test_choosing_layer_and_attribute(tmp_path: Path) -> None:

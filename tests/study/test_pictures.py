@@ -11,7 +11,7 @@ import pytest
 
 from fastdiffclip.errors import InputDataError
 from fastdiffclip.scene.store import Scene
-from fastdiffclip.study import pictures
+from fastdiffclip.study import pictures, plots
 from fastdiffclip.study.catalogue import STUDIES
 from fastdiffclip.study.features import nearest_shot_agrees, plane_of
 from fastdiffclip.study.output import table_of
@@ -69,6 +69,24 @@ def test_dots_and_curves(study: Run, tmp_path: Path, name: str) -> None:
     plot_figures(study(replace(STUDIES[name], rows=STUDIES[name].rows[-6:]), seeds=1), tmp_path / "x.png")
     picture = pixels_of(tmp_path / "x.png")
     assert picture.shape[1] > 300 and (0x24, 0x58, 0x7F) in colours_in(picture)
+
+
+def test_methods_without_the_figure_have_no_row_and_no_spread_passes_100(
+    study: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    rows = {row.label: row for row in STUDIES["table1"].rows}
+    chosen = replace(STUDIES["table1"], rows=(rows["linear"], rows["1nn, pixel"]), judged_by="ece")
+    made: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: made.append(figure))
+    plot_figures(study(chosen, seeds=1), tmp_path / "x.png")
+    monkeypatch.setattr(plots, "_values", lambda cell, judged: np.array([98.0, 99.9, 100.0]))
+    plot_figures(study(chosen, "two"), tmp_path / "y.png")
+    labels = [[text.get_text() for text in figure.axes[0].get_yticklabels()] for figure in made]
+    assert labels == [["linear"], ["linear", "1nn, pixel"]]
+    ends = [line.get_xdata() for line in made[1].axes[0].get_lines() if len(set(line.get_ydata())) == 1]
+    assert len(ends) == 2 and all(max(x) == 100.0 and min(x) < 98.3 for x in ends)
 
 
 def test_nearest_shot_by_hand() -> None:

@@ -61,6 +61,21 @@ def test_rows_about_the_encoder_read_it_in_place_of_the_network_over_bands(study
     assert views == {"best": ["means", "restored"], "best + encoder": ["means", "tokens"]}
 
 
+def test_the_network_over_bands_has_its_controls(study: Run) -> None:
+    bands = (*TINY, "logistic.views=[means,restored]", "bands.steps=3", "bands.batch=16")
+    rows = ("best", "best, random weights", "best without a network")
+    result = study("table1", seeds=1, overrides=bands, only=rows)
+    assert labels_of(result) == list(rows) and result.pretrainings == 1
+    found = {
+        cell.row.label: (cell.settings["logistic"]["views"], cell.settings["umd"] is None) for cell in result.cells
+    }
+    both = ["means", "restored"]
+    assert list(found.values()) == [(both, False), (both, True), (["means"], True)]
+    alone = (*bands[:-3], "logistic.views=[restored]", *bands[-2:])
+    single = study("table1", "single", seeds=1, overrides=alone, only=rows[2:])
+    assert single.cells[0].settings["logistic"]["views"] == ["means"]
+
+
 def test_differences_are_of_the_same_draws(study: Run) -> None:
     result = study(SMALL, seeds=3, reference="linear")
     mine, reference = result.cells[0], result.cells[2]
@@ -156,7 +171,7 @@ def test_a_killed_worker_is_one_sentence(study: Run, monkeypatch: pytest.MonkeyP
 
 def test_pretrainings_take_turns(study: Run) -> None:
     result = study(SMALL, seeds=3, umd_seeds=2)
-    assert result.pretrainings == 2
+    assert result.pretrainings == 2 and "The draws take turns with 2 pretrainings." in result.notes
 
 
 def test_windows_of_all_sizes_are_compared_on_the_same_pixels(small_scene: Scene, tmp_path: Path) -> None:

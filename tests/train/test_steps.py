@@ -10,6 +10,7 @@ import torch
 
 from fastdiffclip import runtime
 from fastdiffclip.config import Config
+from fastdiffclip.kernels import dispatch
 from fastdiffclip.model.mask_diffusion import MaskDiffusion
 from fastdiffclip.runtime import Compute
 from fastdiffclip.scene.prepare import fit_front_end
@@ -170,6 +171,11 @@ def test_compiled_training_gives_the_same_losses(
 ) -> None:
     monkeypatch.setattr(runtime, "COMPILER", "aot_eager")
     torch._dynamo.reset()
+    if precision == "bf16":
+        # Compiled code traces the reference of these. Where a native one rounds some bfloat16 to its other neighbour,
+        # the losses are a tenth apart 20 steps later, as those of two attentions are.
+        for op in ("gelu", "residual_norm"):
+            monkeypatch.setitem(dispatch._OPS, op, {"reference": dispatch._OPS[op]["reference"]})
     found = []
     for switch in ("off", "on"):
         umd_config = small_config.umd.model_copy(update={"epochs": 2, "micro_batch": 16})

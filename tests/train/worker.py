@@ -1,7 +1,8 @@
-"""Trains both stages as one of several processes: ``worker.py SCENE OUT.json ENGINE[:ZERO][@STAGE:STEP] ...``.
+"""Trains both stages as one of several processes: ``worker.py SCENE OUT.json ENGINE[:ZERO][+bands][@STAGE:STEP] ...``.
 
-Each ENGINE trains into a folder of its own beside OUT.json. With ``@STAGE:STEP`` the main process alone gets a signal
-after that step, and the next ENGINE goes on in the same folder. See test_world.py.
+Each ENGINE trains into a folder of its own beside OUT.json, with ``+bands`` a network over bands as well. With
+``@STAGE:STEP`` the main process alone gets a signal after that step, and the next ENGINE goes on in the same folder.
+See test_world.py.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from fastdiffclip.config import Config, FlcConfig, ModelConfig, UmdConfig
+from fastdiffclip.config import BandsConfig, Config, FlcConfig, LogisticConfig, ModelConfig, UmdConfig
 from fastdiffclip.errors import InterruptedRunError
 from fastdiffclip.runtime import Progress
 from fastdiffclip.scene.labelled import labelled_pixels
@@ -42,6 +43,17 @@ def settings(engine: str) -> Config:
     )
 
 
+def over_bands(config: Config) -> Config:
+    """50 steps over bands, batches of 16, in place of those over pixels."""
+    return config.model_copy(
+        update={
+            "bands": BandsConfig(steps=50, batch=16),
+            "flc": FlcConfig(head="logistic", encoder="frozen"),
+            "logistic": LogisticConfig(views=("means", "restored")),
+        }
+    )
+
+
 def interruption(stage: str, at: str) -> Progress:
     """Progress that stops the run after the step that ``at`` (``STAGE:STEP``) names."""
     name, _, step = at.partition(":")
@@ -54,8 +66,9 @@ def interruption(stage: str, at: str) -> Progress:
 
 
 def train(scene_path: str, engine: str, folder: Path, at: str) -> dict[str, list[float]]:
-    """Losses of both stages; none where the run was interrupted."""
-    scene, config = open_scene(Path(scene_path)), settings(engine)
+    """Losses of both stages, and over bands; none where the run was interrupted."""
+    name, _, bands = engine.partition("+")
+    scene, config = open_scene(Path(scene_path)), settings(name)
     labelled = labelled_pixels([scene])
     split = labelled.split("disjoint", 4, 0, 3)
     shots = Shots(split.train, split.train_labels, labelled.classes, class_prompts([scene], labelled, "p4"))
@@ -67,9 +80,12 @@ def train(scene_path: str, engine: str, folder: Path, at: str) -> dict[str, list
             [scene], shots, config, umd=umd, device="cpu", out=folder / "flc", resume=True,
             progress=interruption("flc", at),
         )  # fmt: skip
+        losses = {"umd": umd.losses, "flc": flc.losses}
+        if bands:
+            losses["bands"] = train_umd([scene], over_bands(config), device="cpu", out=folder / "bands").losses
     except InterruptedRunError:
         return {}
-    return {"umd": umd.losses, "flc": flc.losses}
+    return losses
 
 
 if __name__ == "__main__":

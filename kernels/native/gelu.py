@@ -1,0 +1,53 @@
+"""The call of the native GELU; the op is in :mod:`fastdiffclip.kernels.gelu`."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiffclip.errors import ResourceError
+from fastdiffclip.kernels.native import loader
+
+DTYPE_CODES = {torch.bfloat16: 3, torch.float32: 4}
+_ARGS = struct.Struct("@4q3i")  # fdc_gelu_args of abi.h: three pointers, a size; three codes
+_NO_ISA = -2
+
+
+@functools.cache
+def _function() -> tuple[Any, int]:
+    library = loader.load()
+    call = library.fdc_gelu
+    call.restype, call.argtypes = ctypes.c_int64, [ctypes.c_char_p]
+    return call, library.fdc_best_isa()
+
+
+def gelu(x: Tensor, grad: Tensor | None = None, isa: str | None = None) -> Tensor:
+    """``x Phi(x)``, or ``grad`` times its slope, of CPU tensors, on ``torch.get_num_threads()`` threads.
+
+    Args:
+        x: float32 or bfloat16; copied unless contiguous. grad: as x.
+        isa: a name out of ``loader.ISAS``; None takes the processor's best.
+
+    Returns:
+        As x, contiguous.
+
+    Raises:
+        ResourceError: the library is not available or the processor lacks ``isa``.
+    """
+    x, grad = x.contiguous(), None if grad is None else grad.contiguous()
+    out = torch.empty_like(x)
+    call, best = _function()
+    code = call(
+        _ARGS.pack(
+            *(x.data_ptr(), 0 if grad is None else grad.data_ptr(), out.data_ptr(), x.numel(), DTYPE_CODES[x.dtype]),
+            *(torch.get_num_threads(), best if isa is None else loader.ISAS.index(isa)),
+        )
+    )
+    if code == _NO_ISA:
+        raise ResourceError(f"this processor does not run {isa!r}; the best it runs is {loader.best_isa()!r}")
+    return out
