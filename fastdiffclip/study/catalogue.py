@@ -163,7 +163,7 @@ STUDIES = {
         Study(
             "table6",
             "Knee exams",
-            (OURS_ROW, ENCODER, RANDOM, PAPER, CLIP, LINEAR, *CLASSICAL_ROWS),
+            (OURS_ROW, *CONTROLS, ENCODER, RANDOM, PAPER, CLIP, LINEAR, *CLASSICAL_ROWS),
             shots=(5, 10),
             figures=("acc", "auc", "se", "sp", "ece"),
             judged_by="auc",

@@ -25,7 +25,6 @@ from fastdiffclip.model import spectral_denoiser
 from fastdiffclip.runtime import StopRequest, silent
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import ClassInfo, Scene
-from fastdiffclip.train import logistic as logistic_training
 from fastdiffclip.train.flc import Shots, train_flc
 
 SMALL = Batches(stem=13, windows=8, tile=29)
@@ -52,7 +51,6 @@ def classifier(
     out = tmp_path_factory.mktemp("logistic") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spectral_denoiser, "READ_MASKS", 2)  # the passes take their time, and are alike
-        patch.setattr(logistic_training, "ERRORS", -np.inf)
         train_flc([small_scene], small_shots, config, out=out, device="cpu")
         return Classifier.load(out, "cpu", "fp32")
 
