@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-_USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}  # where glibc's own moving thresholds end
-_KEEP = 1 << 30
 _NO_GLIBC = (AttributeError, OSError, TypeError)
 
 
@@ -25,12 +23,32 @@ def kept() -> Iterator[None]:
     A training step frees and takes the same tensors again and again. Each time that the system is asked for them costs
     page faults and the zeroing of pages. The peak is the same.
     """
-    with suppress(*_NO_GLIBC):
-        for threshold in _USUAL:
-            ctypes.CDLL(None).mallopt(threshold, _KEEP)
+    with _thresholds(mmap=1 << 30, trim=1 << 30):
+        yield
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Inside, what is larger than the tensors of a batch goes back to the system as it is freed; not to be nested.
+
+    Left to itself glibc soon keeps arrays of up to 32 MiB: blocks of pixels then lie between tensors, and the heap
+    grows with the number of blocks.
+    """
+    with _thresholds(mmap=16 << 20, trim=32 << 20):
+        yield
+
+
+@contextmanager
+def _thresholds(mmap: int, trim: int) -> Iterator[None]:
+    """Set both, and behind it what glibc's own, which move, end at."""
     try:
+        _set(mmap, trim)
         yield
     finally:
-        with suppress(*_NO_GLIBC):
-            for threshold, usual in _USUAL.items():
-                ctypes.CDLL(None).mallopt(threshold, usual)
+        _set(32 << 20, 64 << 20)
+
+
+def _set(mmap: int, trim: int) -> None:
+    with suppress(*_NO_GLIBC):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, mmap)
+        ctypes.CDLL(None).mallopt(_TRIM_THRESHOLD, trim)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdiffclip import __version__
+from fastdiffclip import __version__, heap
 from fastdiffclip.errors import FastDiffCLIPError, InputDataError, ResourceError, UsageError
 from fastdiffclip.infer import unfinished
 from fastdiffclip.infer.classifier import Classifier
@@ -326,7 +326,7 @@ class Task:
         job, room = self.job, Room()
         rolling = Rolling(job.engine, job.tiling)
         pieces = read_pieces(job.scene, job.engine.names, iter(blocks), self._is_needed, job.engine.radius, room)
-        with Writer(self.state) as writer, in_background(pieces) as made, closing(room):
+        with heap.bounded(), Writer(self.state) as writer, in_background(pieces) as made, closing(room):
             for piece in made:
                 region = None
                 if piece.region.pixels:
