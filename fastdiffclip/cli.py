@@ -14,6 +14,7 @@ from fastdiffclip.commands.options import (
     ConfigFile,
     Device,
     Json,
+    KeptClasses,
     OnShort,
     Out,
     Prompts,
@@ -23,6 +24,7 @@ from fastdiffclip.commands.options import (
     Seed,
     Set,
     SplitOption,
+    TestLimit,
     Threads,
     UmdOption,
 )
@@ -190,13 +192,8 @@ def evaluate(
     umd: UmdOption = None,
     prompts: Prompts = None,
     on_short: OnShort = "error",
-    classes: Annotated[
-        str | None, typer.Option(metavar="V,V,...", help="Keep only these class values.", show_default=False)
-    ] = None,
-    test_limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="At most that many test pixels per class.", show_default=False),
-    ] = None,
+    classes: KeptClasses = None,
+    test_limit: TestLimit = None,
     recipe: Recipe = "best",
     config: ConfigFile = None,
     set_: Set = None,
@@ -288,13 +285,8 @@ def study(
     ] = None,
     prompts: Prompts = None,
     on_short: OnShort = "error",
-    classes: Annotated[
-        str | None, typer.Option(metavar="V,V,...", help="Keep only these class values.", show_default=False)
-    ] = None,
-    test_limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="At most that many test pixels per class.", show_default=False),
-    ] = None,
+    classes: KeptClasses = None,
+    test_limit: TestLimit = None,
     row: Annotated[
         list[str] | None,
         typer.Option(

@@ -70,6 +70,12 @@ Nodata = Annotated[list[str] | None, typer.Option(metavar="[NAME=]V", help="Noda
 Scale = Annotated[
     list[str] | None, typer.Option(metavar="[NAME=]S", help="Physical value of one stored unit.", show_default=False)
 ]
+KeptClasses = Annotated[
+    str | None, typer.Option(metavar="V,V,...", help="Keep only these class values.", show_default=False)
+]
+TestLimit = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="At most that many test pixels per class.", show_default=False)
+]
 OnShort = Annotated[
     str, typer.Option(metavar="error|use-all", help="What to do with a class that has fewer labels than shots.")
 ]
