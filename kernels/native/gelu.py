@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import struct
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +13,6 @@ from fastdiffclip.kernels.native import loader
 DTYPE_CODES = {torch.bfloat16: 3, torch.float32: 4}
 _ARGS = struct.Struct("@4q3i")  # fdc_gelu_args of abi.h: three pointers, a size; three codes
 _NO_ISA = -2
-
-
-@functools.cache
-def _function() -> tuple[Any, int]:
-    library = loader.load()
-    call = library.fdc_gelu
-    call.restype, call.argtypes = ctypes.c_int64, [ctypes.c_char_p]
-    return call, library.fdc_best_isa()
 
 
 def gelu(x: Tensor, grad: Tensor | None = None, isa: str | None = None) -> Tensor:
@@ -41,7 +30,7 @@ def gelu(x: Tensor, grad: Tensor | None = None, isa: str | None = None) -> Tenso
     """
     x, grad = x.contiguous(), None if grad is None else grad.contiguous()
     out = torch.empty_like(x)
-    call, best = _function()
+    call, best = loader.function("fdc_gelu")
     code = call(
         _ARGS.pack(
             *(x.data_ptr(), 0 if grad is None else grad.data_ptr(), out.data_ptr(), x.numel(), DTYPE_CODES[x.dtype]),

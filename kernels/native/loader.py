@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch  # noqa: F401  loaded first, so that the library shares torch's OpenMP threads
 
@@ -57,6 +58,18 @@ def load() -> ctypes.CDLL:
     if library is None:
         raise ResourceError(f"the native library is not available: {reason}")
     return library
+
+
+@functools.cache
+def function(name: str) -> tuple[Callable[[bytes], int], int]:
+    """A function of the library that takes packed arguments and returns a code, and the best ISA's number.
+
+    Raises :class:`ResourceError` as :func:`load` does.
+    """
+    library = load()
+    call: Any = getattr(library, name)
+    call.restype, call.argtypes = ctypes.c_int64, [ctypes.c_char_p]
+    return call, library.fdc_best_isa()
 
 
 def best_isa() -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import struct
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +13,6 @@ from fastdiffclip.kernels.native import loader
 
 _ARGS = struct.Struct("@12q2i")  # fdc_matmul_args of abi.h: four pointers, five strides, three sizes; two codes
 _NO_MEMORY, _NO_ISA = -1, -2
-
-
-@functools.cache
-def _function() -> tuple[Any, int]:
-    library = loader.load()
-    call = library.fdc_matmul
-    call.restype, call.argtypes = ctypes.c_int64, [ctypes.c_char_p]
-    return call, library.fdc_best_isa()
 
 
 @functools.cache
@@ -54,7 +44,7 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, isa: str | None = N
     if len(b) != terms or (bias is not None and (bias.shape != (columns,) or not bias.is_contiguous())):
         raise UsageError(f"sizes of a product do not fit: {tuple(a.shape)} by {tuple(b.shape)}")
     c = torch.empty((rows, columns))
-    call, best = _function()
+    call, best = loader.function("fdc_matmul")
     code = call(
         _ARGS.pack(
             *(a.data_ptr(), b.data_ptr(), 0 if bias is None else bias.data_ptr(), c.data_ptr()),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import struct
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +13,6 @@ from fastdiffclip.kernels.native import loader
 DTYPE_CODES = {torch.bfloat16: 3, torch.float32: 4}
 _ARGS = struct.Struct("@14qf4i")  # fdc_residual_norm_args of abi.h: twelve pointers, two sizes; eps; four codes
 _NO_MEMORY, _NO_ISA = -1, -2
-
-
-@functools.cache
-def _function() -> tuple[Any, int]:
-    library = loader.load()
-    call = library.fdc_residual_norm
-    call.restype, call.argtypes = ctypes.c_int64, [ctypes.c_char_p]
-    return call, library.fdc_best_isa()
 
 
 def forward(
@@ -97,7 +86,7 @@ def _call(
     out_dtype: torch.dtype,
     isa: str | None,
 ) -> None:
-    call, best = _function()
+    call, best = loader.function("fdc_residual_norm")
     codes = (DTYPE_CODES[delta_dtype or torch.float32], DTYPE_CODES[out_dtype], torch.get_num_threads())
     code = call(_ARGS.pack(*first, *last, eps, *codes, best if isa is None else loader.ISAS.index(isa)))
     if code == _NO_MEMORY:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import struct
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,15 +18,7 @@ DTYPE_CODES = {torch.bfloat16: 3, torch.float32: 4}
 _ARGS = struct.Struct("@39qf3i")
 _NO_MEMORY, _NO_ISA, _BAD_SHAPE = -1, -2, -3
 _ABSENT = (0, 0, 0, 0)
-
-
-@functools.cache
-def _functions() -> tuple[list[Callable[[bytes], int]], int]:
-    library = loader.load()
-    calls: list[Any] = [library.fdc_short_attention_forward, library.fdc_short_attention_backward]
-    for call in calls:
-        call.restype, call.argtypes = ctypes.c_int64, [ctypes.c_char_p]
-    return calls, library.fdc_best_isa()
+_CALLS = ("fdc_short_attention_forward", "fdc_short_attention_backward")
 
 
 def forward(
@@ -113,7 +102,7 @@ def _call(
 ) -> None:
     counted = None if lengths is None else lengths.to(torch.int64).contiguous()
     (batch, heads, queries, _), keys, head_dim = stats.shape, operands[-1].shape[1], operands[0].shape[-1]
-    calls, best = _functions()
+    call, best = loader.function(_CALLS[direction])
     packed = _ARGS.pack(
         *_parts(operands),
         *others,
@@ -122,7 +111,7 @@ def _call(
         scale,
         *(DTYPE_CODES[operands[0].dtype], torch.get_num_threads(), best if isa is None else loader.ISAS.index(isa)),
     )
-    code = calls[direction](packed)
+    code = call(packed)
     if code == _NO_MEMORY:
         raise ResourceError("the native short_attention has no memory for its work space; close other programs")
     if code == _NO_ISA:
