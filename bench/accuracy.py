@@ -39,7 +39,6 @@ from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import Scene
 from fastdiffclip.train.flc import class_prompts, window_source
 from fastdiffclip.train.logistic import (
-    LEAVE_ONE_OUT,
     Candidate,
     average,
     expected_texts,
@@ -50,7 +49,7 @@ from fastdiffclip.train.logistic import (
     shares_of,
     window_features,
 )
-from fastdiffclip.train.logistic_regression import folds_of, log_softmax, prior_root, temperature_of
+from fastdiffclip.train.logistic_regression import log_softmax, prior_root, temperature_of
 from fastdiffclip.train.umd import load_umd
 
 APART = 1_000_000  # what pixels of two scenes are apart, at least
@@ -120,8 +119,8 @@ class Bench:
 
     def fit(self, rows: np.ndarray, labels: np.ndarray, root: np.ndarray) -> list[Candidate]:
         """The fits to labelled pixels ``rows`` whose ``labels`` are positions in ``root``."""
-        folds = folds_of(labels, LEAVE_ONE_OUT)
-        return fit_candidates(self.features[rows], labels, folds, root, self.statistics, self.config.logistic.ridge)
+        ridge = self.config.logistic.ridge
+        return fit_candidates(self.features[rows], labels, self.centres[rows], root, self.statistics, ridge)
 
     def judge(self, key: tuple[int, int], logits: np.ndarray) -> Outcome:
         """Figures of logits of the test pixels of a draw."""

@@ -64,7 +64,8 @@ def _head(bench: Bench, rows: np.ndarray, classes: np.ndarray) -> tuple[KnownCla
     texts = bench.prompts(bench.given.prompts)
     prompts = tuple(texts[number] for number in classes)
     settings = bench.config.logistic
-    head = fit_head(bench.features[rows], place[bench.labels[rows]], prompts, bench.statistics, settings)
+    labels, centres = place[bench.labels[rows]], bench.centres[rows]
+    head = fit_head(bench.features[rows], labels, centres, prompts, bench.statistics, settings)
     infos = tuple(bench.labelled.classes[number] for number in classes)
     return KnownClasses(infos, prompts, head.texts, head.bias, head.centre, head.weight), head.shares
 

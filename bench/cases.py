@@ -78,10 +78,13 @@ CASES: tuple[Case, ...] = (
         for mode in ("fwd", "fwd+bwd")
     ),
     *(
-        # 256 windows' visible tokens with a class token, in the width of the model; the band projection of spectra.
-        _op("linear", mode, FP32, ("reference",), ("reference", "native"), {"R": rows, "I": inside, "O": outside},
+        # float32: 256 windows' visible tokens with a class token, in the width of the model, and the band projection
+        # of spectra; bfloat16: 32 windows of one modality in a decoder.
+        _op("linear", mode, dtype, ("reference",), ("reference", "native"), {"R": rows, "I": inside, "O": outside},
             {"R": 20, "I": 16, "O": 24}, ("cpu",))
-        for rows, inside, outside in ((9472, 128, 128), (9472, 128, 384), (2048, 145, 128))
+        for dtype, sizes in ((FP32, ((9472, 128, 128), (9472, 128, 384), (2048, 145, 128))),
+                             (BF16, ((3904, 128, 128), (3904, 128, 384), (3904, 256, 128))))
+        for rows, inside, outside in sizes
         for mode in ("fwd", "fwd+bwd")
     ),
     *(
@@ -99,6 +102,12 @@ CASES: tuple[Case, ...] = (
     Case("train", "umd_step", "fwd+bwd", _STEP, ("plain",), {"B": 256, "P": 11, "C": 145}, {"B": 12, "P": 5, "C": 10}),
     Case("train", "flc_step", "fwd+bwd", _STEP, ("plain",), {"B": 64, "P": 11, "C": 145, "K": 15},
          {"B": 10, "P": 5, "C": 10, "K": 4}),
+    *(
+        # The scene has eight times the bytes that its windows may take: every step reads all of it.
+        Case("train", "umd_step_fed", "fwd+bwd", (("resident", dtype), ("disk", dtype)), ("resident",),
+             {"B": 256, "P": 11, "C": 145, "H": 512, "W": 512}, {"B": 12, "P": 5, "C": 10, "H": 40, "W": 40})
+        for dtype in (FP32, BF16)
+    ),
     Case("infer", "predict", "fwd", _STEP, ("plain",), {"H": 32, "W": 32, "P": 11, "C": 145, "K": 15},
          {"H": 12, "W": 12, "P": 5, "C": 10, "K": 4}),
 )  # fmt: skip

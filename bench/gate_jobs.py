@@ -61,6 +61,24 @@ def gate_flc_step(impl: str, dtype: str, device: torch.device) -> tuple[float, f
     ]
 
 
+def gate_umd_step_fed(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
+    """Losses of steps over more than an epoch: the same numbers, wherever the windows come from."""
+    from fastdiffclip.bench.jobs import fed_step, scene_on_disk
+    from fastdiffclip.runtime import Compute
+
+    sizes, losses = Sizes.small(side=40), []
+    with scene_on_disk(sizes, invalid=0.2) as scene:
+        for how in ("resident", impl):
+            step = fed_step(scene, sizes, Compute(device, getattr(torch, dtype)), how)
+            with step.data.feed(0, 6) as feed:
+                assert (feed is None) == (how == "resident")
+                for number in range(6):
+                    if feed is not None:
+                        feed.load(number)
+                    losses.append(float(step(torch.tensor(number, device=device)).detach()))
+    return (0.0 if losses[:6] == losses[6:] else float("inf")), 0.0
+
+
 def gate_predict(impl: str, dtype: str, device: torch.device) -> tuple[float, float]:
     """Class probabilities of every pixel of a small scene on disk, edges and invalid pixels included."""
     from fastdiffclip.bench.jobs import predict_setup
@@ -124,6 +142,7 @@ def gate_draw(impl: str, dtype: str, device: torch.device) -> tuple[float, float
 JOBS: dict[str, Callable[[str, str, torch.device], tuple[float, float]]] = {
     "umd_step": gate_umd_step,
     "flc_step": gate_flc_step,
+    "umd_step_fed": gate_umd_step_fed,
     "predict": gate_predict,
     "scene_read": gate_scene_read,
     "window_gather": gate_window_gather,

@@ -21,6 +21,7 @@ from fastdiffclip.bench.cases import Case
 from fastdiffclip.bench.floors import Work
 from fastdiffclip.bench.op_jobs import Jobs, Variant
 from fastdiffclip.bench.setups import (
+    SEED,
     FlcSetup,
     Sizes,
     SkipCase,
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from fastdiffclip.infer.classifier import Classifier
     from fastdiffclip.scene.prepare import PreparedModality
     from fastdiffclip.scene.store import Scene
+    from fastdiffclip.train.contrastive import FlcStep
+    from fastdiffclip.train.steps import Feed
+    from fastdiffclip.train.umd import UmdStep
 
 MOST_STEPS = 100_000  # that a job may be asked for
 
@@ -55,6 +59,9 @@ def jobs(case: Case, sizes: Mapping[str, int], device: torch.device, variants: l
             yield found
     elif case.name == "window_gather":
         yield _window_gather(sizes, variants)
+    elif case.name == "umd_step_fed":
+        with _fed_steps(_stage_sizes(sizes), device, variants) as found:
+            yield found
     elif case.name == "predict":
         with _predict(_stage_sizes(sizes), device, variants) as found:
             yield found
@@ -82,27 +89,35 @@ def _where(device: torch.device, dtype: str) -> Compute:
 
 def _step(case: Case, sizes: Sizes, device: torch.device, variants: list[Variant]) -> Jobs:
     make: Callable[..., UmdSetup | FlcSetup] = umd_setup if case.name == "umd_step" else flc_setup
-    pair = make(
-        replace(sizes, umd_batch=2, flc_batch=2, side=sizes.window),
-        Compute(torch.device("cpu"), torch.float32),
-    )
-    flops = count_flops(lambda: pair.plain_loss(0).backward()) / 2
-    pixels = sum(bands * (2 if bands > 1 else 4) for bands in sizes.bands) * sizes.window**2
-    batch = sizes.umd_batch if case.name == "umd_step" else sizes.flc_batch
-    found = Jobs(Work(flops * batch, parameter_bytes(pair.engine.model) + batch * pixels))
+    found = Jobs(_step_work(make, sizes, sizes.umd_batch if case.name == "umd_step" else sizes.flc_batch))
     for impl, dtype in variants:
         maker = _plain_step if impl == "plain" else engine_step
         found.add((impl, dtype), functools.partial(maker, make, sizes, device, dtype))
     return found
 
 
+def _step_work(make: Callable[..., UmdSetup | FlcSetup], sizes: Sizes, batch: int) -> Work:
+    pair = make(
+        replace(sizes, umd_batch=2, flc_batch=2, side=sizes.window),
+        Compute(torch.device("cpu"), torch.float32),
+    )
+    flops = count_flops(lambda: pair.plain_loss(0).backward()) / 2
+    pixels = sum(bands * (2 if bands > 1 else 4) for bands in sizes.bands) * sizes.window**2
+    return Work(flops * batch, parameter_bytes(pair.engine.model) + batch * pixels)
+
+
 def engine_step(make: Callable[..., Any], sizes: Sizes, device: torch.device, dtype: str) -> Callable[[], Any]:
     """The engine's next optimiser step, at every call; ``make`` is ``umd_setup`` or ``flc_setup``."""
-    from fastdiffclip.train.steps import WARM_UP, take_steps
-
     setup = make(sizes, _where(device, dtype))
     setup.plain = None  # the plain one's model and cubes are not part of what is measured
-    steps = take_steps(setup.step, setup.engine, lambda step: 1e-4, MOST_STEPS)
+    return _advancing(setup.step, device)
+
+
+def _advancing(step: UmdStep | FlcStep, device: torch.device, feed: Feed | None = None) -> Callable[[], Any]:
+    from fastdiffclip.train.steps import WARM_UP, take_steps
+
+    before = None if feed is None else feed.load
+    steps = take_steps(step, step.engine, lambda number: 1e-4, MOST_STEPS, before=before)
     numbers = itertools.count()
     for _ in range(WARM_UP + 1 if device.type == "cuda" else 0):  # the last one records the graph
         steps.advance(next(numbers))
@@ -127,6 +142,42 @@ def _plain_step(make: Callable[..., Any], sizes: Sizes, device: torch.device, dt
         return float(loss.detach())
 
     return call
+
+
+# --- one optimiser step whose windows come from a scene on disk -----------------------------------------------------
+
+
+def fed_step(scene: Scene, sizes: Sizes, where: Compute, impl: str) -> UmdStep:
+    """A step of UMD over ``scene``: ``resident``, or fed from ``disk`` with memory for the windows of one batch."""
+    from fastdiffclip.model.mask_diffusion import MaskDiffusion
+    from fastdiffclip.scene.prepare import fit_front_end
+    from fastdiffclip.train.data import window_bytes
+    from fastdiffclip.train.loop import start_engine
+    from fastdiffclip.train.prefetch import fitting_data
+    from fastdiffclip.train.umd import UmdStep
+    from fastdiffclip.train.world import World
+
+    config, front_end, batch = sizes.config(), fit_front_end("standard", [scene]), sizes.umd_batch
+    config = config.model_copy(update={"umd": config.umd.model_copy(update={"samples": 4 * batch})})
+    budget = batch * window_bytes([scene], front_end, sizes.window) if impl == "disk" else 1 << 62
+    data = fitting_data([scene], front_end, config, SEED, where.device, World(), budget)
+    model = MaskDiffusion(sizes.channels, config.model, seed=1)
+    return UmdStep(data, config, SEED, where, start_engine(model, {}, config, config.umd, where, World()))
+
+
+@contextmanager
+def _fed_steps(sizes: Sizes, device: torch.device, variants: list[Variant]) -> Iterator[Jobs]:
+    found = Jobs(_step_work(umd_setup, sizes, sizes.umd_batch))
+    with ExitStack() as stack:
+        scene = stack.enter_context(scene_on_disk(sizes))
+        for impl, dtype in variants:
+
+            def make(impl: str = impl, dtype: str = dtype) -> Callable[[], Any]:
+                step = fed_step(scene, sizes, _where(device, dtype), impl)
+                return _advancing(step, device, stack.enter_context(step.data.feed(0, MOST_STEPS)))
+
+            found.add((impl, dtype), make)
+        yield found
 
 
 # --- prediction, from a scene on disk to a map on disk --------------------------------------------------------------
@@ -201,28 +252,18 @@ def predict_setup(sizes: Sizes, device: torch.device, dtype: str, invalid: float
     from fastdiffclip.infer.classifier import Classifier
     from fastdiffclip.model.language_classifier import LanguageClassifier
     from fastdiffclip.scene.prepare import fit_front_end
-    from fastdiffclip.scene.store import ClassInfo, open_scene
-    from fastdiffclip.scene.writer import SceneWriter
-    from fastdiffclip.train.flc import text_embeddings
+    from fastdiffclip.scene.store import ClassInfo
+    from fastdiffclip.train.contrastive import text_embeddings
 
     where = _where(device, dtype)
     flc = flc_setup(replace(sizes, flc_batch=2, side=sizes.window), where)
-    flats = sizes.scenes(torch.device("cpu"))
-    random = np.random.default_rng(5)
-    with tempfile.TemporaryDirectory(prefix="fastdiffclip-bench-") as folder:
-        path, side = Path(folder) / "scene.zarr", sizes.side
-        with SceneWriter(path, height=side, width=side) as writer:
-            for name, flat in zip(sizes.channels, flats, strict=True):
-                stored = _as_numpy(flat).reshape(side, side, -1)
-                valid = random.random((side, side)) >= invalid
-                writer.add_modality(name, stored, bands=stored.shape[2], dtype=str(stored.dtype), valid=valid)
-        scene = open_scene(path)
+    with scene_on_disk(sizes, invalid) as scene:
         model = cast(LanguageClassifier, flc.engine.model.eval())
         texts = text_embeddings(model, sizes.prompts(), where)
         classes = tuple(ClassInfo(k + 1, f"class {k + 1}", "", (k, 2 * k, 99)) for k in range(sizes.classes))
         front_end = fit_front_end("standard", [scene])
         classifier = Classifier(model, texts, classes, front_end, flc.step.config, where)
-        yield PredictSetup(scene, classifier, flc.plain, Path(folder))
+        yield PredictSetup(scene, classifier, flc.plain, scene.path.parent)
 
 
 @contextmanager
@@ -247,6 +288,22 @@ def _predict(sizes: Sizes, device: torch.device, variants: list[Variant]) -> Ite
 
 
 # --- scenes and windows ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def scene_on_disk(sizes: Sizes, invalid: float = 0.0) -> Iterator[Scene]:
+    """A square scene of ``sizes.side`` pixels with all modalities, in a temporary folder."""
+    from fastdiffclip.scene.store import open_scene
+    from fastdiffclip.scene.writer import SceneWriter
+
+    flats, random, side = sizes.scenes(torch.device("cpu")), np.random.default_rng(5), sizes.side
+    with tempfile.TemporaryDirectory(prefix="fastdiffclip-bench-") as folder:
+        with SceneWriter(Path(folder) / "scene.zarr", height=side, width=side) as writer:
+            for name, flat in zip(sizes.channels, flats, strict=True):
+                stored = _as_numpy(flat).reshape(side, side, -1)
+                valid = random.random((side, side)) >= invalid
+                writer.add_modality(name, stored, bands=stored.shape[2], dtype=str(stored.dtype), valid=valid)
+        yield open_scene(Path(folder) / "scene.zarr")
 
 
 @contextmanager

@@ -224,14 +224,19 @@ def _linear(case: Case, sizes: Mapping[str, int], device: torch.device, variants
     rows, inside, outside = sizes["R"], sizes["I"], sizes["O"]
     dtype = getattr(torch, variants[0][1])
     shapes = ((rows, inside), (outside, inside), (outside,))
-    leaves = [torch.randn(shape, device=device).to(dtype).requires_grad_(True) for shape in shapes]
+    x, weight, bias = (torch.randn(shape, device=device, requires_grad=True) for shape in shapes)
+    leaves = [x.detach().to(dtype).requires_grad_(True), weight, bias]  # as autocast reads them
     backwards = case.mode == "fwd+bwd"
     # Forward: x and weight in, the output out. Backward: these and the output's gradient in, two gradients out.
-    moved = (rows * inside + inside * outside + rows * outside) * dtype.itemsize * (3 if backwards else 1)
-    jobs = Jobs(Work(2.0 * (3 if backwards else 1) * rows * inside * outside, moved))
+    moved = (rows * inside + rows * outside) * dtype.itemsize + inside * outside * 4
+    jobs = Jobs(Work(2.0 * (3 if backwards else 1) * rows * inside * outside, (3 if backwards else 1) * moved))
+
+    def run(impl: str, *args: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return linear(*args, impl=impl)
+
     for impl, name in variants:
-        op = functools.partial(linear, impl=impl)
-        jobs.add((impl, name), functools.partial(backward, op, leaves, case.mode), probe=True)
+        jobs.add((impl, name), functools.partial(backward, functools.partial(run, impl), leaves, case.mode), probe=True)
     return jobs
 
 

@@ -18,8 +18,8 @@ from fastdiffclip.kernels import FlatScene, philox
 if TYPE_CHECKING:
     from fastdiffclip.config import Config
     from fastdiffclip.runtime import Compute
+    from fastdiffclip.train.contrastive import FlcStep
     from fastdiffclip.train.engine import Engine
-    from fastdiffclip.train.flc import FlcStep
     from fastdiffclip.train.umd import UmdStep
 
 
@@ -207,7 +207,7 @@ def flc_setup(
     """Models, labelled windows and both kinds of step; classes of unequal size."""
     from fastdiffclip.model.language_classifier import LanguageClassifier
     from fastdiffclip.model.text import load_tokenizer
-    from fastdiffclip.train.flc import FlcStep
+    from fastdiffclip.train.contrastive import FlcStep
     from fastdiffclip.train.loop import start_engine
     from fastdiffclip.train.world import World
 

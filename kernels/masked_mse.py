@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,6 +14,8 @@ from fastdiffclip.errors import UsageError
 from fastdiffclip.kernels import dispatch, reference
 from fastdiffclip.kernels.flat_scene import FlatScene
 from fastdiffclip.kernels.visible_noise import check_count, unsupported_window
+
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def masked_mse(
@@ -78,9 +83,12 @@ def masked_mse(
 
 
 def _unsupported(prediction: Tensor, window: int) -> dict[str, str]:
+    reasons = unsupported_window(window)
+    if prediction.dtype not in NATIVE_DTYPES:
+        reasons["native"] = f"it takes predictions in float32 and bfloat16, not {prediction.dtype}"
     if prediction.dtype == torch.float64:
-        return {"triton": "it computes in float32, the prediction is float64"}
-    return unsupported_window(window)
+        reasons["triton"] = "it computes in float32, the prediction is float64"
+    return reasons
 
 
 def _check_values(scene: FlatScene, centres: Tensor, ids: Tensor, window: int) -> None:
@@ -91,10 +99,15 @@ def _check_values(scene: FlatScene, centres: Tensor, ids: Tensor, window: int) -
     ordered = ids.sort(dim=1).values
     wrong = (ordered[:, 0] < 0) | (ordered[:, -1] >= window**2) | (ordered[:, 1:] == ordered[:, :-1]).any(1)
     if bool(wrong.any()):
-        raise UsageError(
-            f"ids of row {int(wrong.nonzero()[0])} must be different numbers in 0..{window**2 - 1}, "
-            "as visible_noise returns them; one is out of range or stands there twice"
-        )
+        raise ids_wrong(int(wrong.nonzero()[0]), window)
+
+
+def ids_wrong(row: int, window: int) -> UsageError:
+    """The error that names a row of ids."""
+    return UsageError(
+        f"ids of row {row} must be different numbers in 0..{window**2 - 1}, "
+        "as visible_noise returns them; one is out of range or stands there twice"
+    )
 
 
 def _reference(prediction: Tensor, scene: FlatScene, centres: Tensor, ids: Tensor, **settings: Any) -> Tensor:
@@ -103,50 +116,60 @@ def _reference(prediction: Tensor, scene: FlatScene, centres: Tensor, ids: Tenso
     return reference.masked_mse(prediction, scene, centres, ids, **settings)
 
 
-def _triton(prediction: Tensor, scene: FlatScene, centres: Tensor, ids: Tensor, **settings: Any) -> Tensor:
+def _run(impl: str, prediction: Tensor, scene: FlatScene, centres: Tensor, ids: Tensor, **settings: Any) -> Tensor:
     with_grad = torch.is_grad_enabled() and prediction.requires_grad
     if torch.compiler.is_compiling() or type(prediction) not in (Tensor, torch.nn.Parameter):
-        return _op(prediction, *scene.tensors, centres, ids, **settings, with_grad=with_grad)[0]
+        return _op(prediction, *scene.tensors, centres, ids, **settings, with_grad=with_grad, impl=impl)[0]
     if with_grad:
-        return _MaskedMse.apply(prediction, scene, centres, ids, settings)
-    return _launch(prediction, scene, centres, ids, **settings, with_grad=False)[0]
+        return _MaskedMse.apply(prediction, scene, centres, ids, settings, impl)
+    return _launch(impl, prediction, scene, centres, ids, **settings, with_grad=False)[0]
 
 
 def _launch(
-    prediction: Tensor, scene: FlatScene, centres: Tensor, ids: Tensor, **settings: Any
+    impl: str, prediction: Tensor, scene: FlatScene, centres: Tensor, ids: Tensor, **settings: Any
 ) -> tuple[Tensor, Tensor]:
-    from fastdiffclip.kernels.triton.masked_mse import masked_mse as launch
+    """Loss and its gradient, which is empty unless asked for."""
+    if impl == "triton":  # the native library itself looks at the values
+        _check_values(scene, centres, ids, settings["window"])
+    found: tuple[Tensor, Tensor] = _launcher(impl).masked_mse(prediction, scene, centres, ids, **settings)
+    return found
 
-    _check_values(scene, centres, ids, settings["window"])
-    return launch(prediction, scene, centres, ids, **settings)
+
+@functools.cache
+def _launcher(impl: str) -> ModuleType:
+    return import_module(f"fastdiffclip.kernels.{impl}.masked_mse")
 
 
 class _MaskedMse(torch.autograd.Function):
     """The op without the dispatcher, and without a product: a loss that is summed as it is has the factor 1.
 
-    The kernel that multiplies by the factor of the loss finds that out on the device and then leaves the gradient
+    What multiplies by the factor of the loss (on a GPU a kernel, which finds it on the device) then leaves the gradient
     alone. A product in every case would move as many bytes again as the loss and the gradient together.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, prediction: Tensor, scene: FlatScene, centres: Tensor, ids: Tensor, settings: dict[str, Any]
+        ctx: Any,
+        prediction: Tensor,
+        scene: FlatScene,
+        centres: Tensor,
+        ids: Tensor,
+        settings: dict[str, Any],
+        impl: str,
     ) -> Tensor:
-        loss, ctx.gradient = _launch(prediction, scene, centres, ids, **settings, with_grad=True)
+        loss, ctx.gradient = _launch(impl, prediction, scene, centres, ids, **settings, with_grad=True)
         ctx.save_for_backward(prediction)
-        ctx.arguments = scene, centres, ids, settings
+        ctx.arguments = scene, centres, ids, settings, impl
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        from fastdiffclip.kernels.triton.masked_mse import scale_in_place
-
+        (prediction,), (scene, centres, ids, settings, impl) = ctx.saved_tensors, ctx.arguments
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:  # once more through a kept graph: the first gradient belongs to whoever got it
-            (prediction,), (scene, centres, ids, settings) = ctx.saved_tensors, ctx.arguments
-            gradient = _launch(prediction, scene, centres, ids, **settings, with_grad=True)[1]
-        return scale_in_place(gradient, grad_loss), None, None, None, None
+            gradient = _launch(impl, prediction, scene, centres, ids, **settings, with_grad=True)[1]
+        return _launcher(impl).scale_in_place(gradient, grad_loss), None, None, None, None, None
 
 
 @torch.library.custom_op("fastdiffclip::masked_mse", mutates_args=())
@@ -165,9 +188,11 @@ def _op(
     valid_rows: Tensor | None,
     total_rows: Tensor | None,
     with_grad: bool,
+    impl: str,
 ) -> tuple[Tensor, Tensor]:
     """What a graph holds: loss and its gradient, which is empty unless asked for."""
     return _launch(
+        impl,
         prediction,
         FlatScene(pixels, scale, offset, valid, extents),
         centres,
@@ -197,6 +222,7 @@ def _(
     valid_rows: Tensor | None,
     total_rows: Tensor | None,
     with_grad: bool,
+    impl: str,
 ) -> tuple[Tensor, Tensor]:
     loss = prediction.new_empty((), dtype=torch.float32)
     return loss, prediction.new_empty(prediction.shape if with_grad else (0,))
@@ -208,9 +234,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
-    return gradient * grad_loss, *(None,) * 13
+    return gradient * grad_loss, *(None,) * 14
 
 
 _op.register_autograd(_differentiate, setup_context=_save)
 
-dispatch.register("masked_mse", {"reference": _reference, "triton": _triton})
+dispatch.register(
+    "masked_mse",
+    {
+        "reference": _reference,
+        "native": functools.partial(_run, "native"),
+        "triton": functools.partial(_run, "triton"),
+    },
+)

@@ -24,6 +24,7 @@ BAND_DRAW, BAND_MASK, BAND_LEVEL, BAND_NOISE, BAND_READ = 8, 9, 10, 11, 12  # of
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
+PART = 1 << 16  # positions of a permutation whose words are drawn together
 
 
 def rng_state(seed: int, step: int = 0, first_position: int = 0, device: torch.device | str = "cpu") -> Tensor:
@@ -71,6 +72,26 @@ def permutation(rng: Tensor, purpose: int, n: int) -> Tensor:
     """A permutation of ``n``: the positions sorted by their words, ties by position."""
     zero = torch.zeros((), dtype=torch.int64, device=rng.device)
     return torch.argsort(words(rng, purpose, row_positions(rng, n), zero, zero)[0], stable=True)
+
+
+def first_of_permutation(rng: Tensor, purpose: int, n: int, count: int) -> Tensor:
+    """``permutation(rng, purpose, n)[:count]`` by parts, whose words stay in the caches: a few of many millions."""
+    zero = torch.zeros((), dtype=torch.int64, device=rng.device)
+    kept, word = [rng.new_empty(0)], [rng.new_empty(0)]
+    held, limit = 0, _LOW  # what is kept so far, and the largest word that may still count
+    for first in range(0, n, PART):
+        position = torch.arange(first, min(first + PART, n), dtype=torch.int64, device=rng.device)
+        new = words(rng, purpose, rng[2] + position, zero, zero)[0]
+        near = new <= limit
+        kept.append(position[near])
+        word.append(new[near])
+        held += len(kept[-1])
+        if held > 2 * count + PART or first + PART >= n:
+            everything = torch.cat(word)
+            order = torch.argsort(everything, stable=True)[:count]  # ties by position: parts come in its order
+            kept, word, held = [torch.cat(kept)[order]], [everything[order]], len(order)
+            limit = int(word[0][-1]) if held == count > 0 else _LOW
+    return kept[0]
 
 
 def visible_ids(rng: Tensor, rows: int, tokens: int, visible: int, modality: int) -> Tensor:

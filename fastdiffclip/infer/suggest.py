@@ -58,7 +58,7 @@ def suggest(
         raise InputDataError(
             f"no pixel of {scene.path} is valid in every modality of the model; nothing can be suggested"
         )
-    drawn = philox.permutation(philox.rng_state(0), philox.CENTRE, len(rows)).numpy()[:candidates]
+    drawn = philox.first_of_permutation(philox.rng_state(0), philox.CENTRE, len(rows), candidates).numpy()
     places = np.stack([rows[drawn], cols[drawn]], axis=1).astype(np.int64)
     labelled = np.asarray(labelled, np.int64).reshape(-1, 2)
     probabilities, embeddings = _looked_at(classifier, source, np.concatenate([places, labelled]))

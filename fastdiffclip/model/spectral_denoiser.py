@@ -17,8 +17,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fastdiffclip.kernels import philox
+from fastdiffclip.kernels import gelu, philox
 from fastdiffclip.model.linear import Linear
+from fastdiffclip.model.residual_norm import ResidualNorm
 
 GROUP = 5  # channels of a group, about
 WIDTH, DEPTH, WAVES = 192, 3, 8
@@ -43,8 +44,27 @@ def drawn_groups(rng: Tensor, purpose: int, rows: int, groups: int, masked: floa
     return (word >= round(masked * 2**32)).float()
 
 
+class Gelu(nn.Module):
+    """:func:`fastdiffclip.kernels.gelu`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(x)
+
+
+class Block(nn.Sequential):
+    """Norm and a two-layer GELU network with a residual, which the norm behind the block adds in its own pass."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(ResidualNorm(width), Linear(width, width), Gelu(), Linear(width, width))
+
+    def forward(self, x_BD: Tensor, added_BD: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        norm, expand, bend, contract = self
+        x_BD, normed_BD = norm(x_BD, added_BD)
+        return x_BD, contract(bend(expand(normed_BD)))
+
+
 class SpectralDenoiser(nn.Module):
-    """The network; always in float32.
+    """The network: trained in float32; `restored` multiplies as autocast has it.
 
     Args:
         channels: name of each modality to its number of channels, in order.
@@ -65,11 +85,8 @@ class SpectralDenoiser(nn.Module):
         self.register_buffer("frequencies", torch.arange(WAVES) * 0.5, persistent=False)
         self.input = Linear(self.channels + self.groups, WIDTH)
         self.level = Linear(1 + 2 * WAVES, WIDTH)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(WIDTH), Linear(WIDTH, WIDTH), nn.GELU(), Linear(WIDTH, WIDTH))
-            for _ in range(DEPTH)
-        )
-        self.output = nn.Sequential(nn.LayerNorm(WIDTH), Linear(WIDTH, self.channels))
+        self.blocks = nn.ModuleList(Block(WIDTH) for _ in range(DEPTH))
+        self.output = nn.ModuleList([ResidualNorm(WIDTH), Linear(WIDTH, self.channels)])
         generator = torch.Generator().manual_seed(seed)
         for part in self.modules():
             if isinstance(part, nn.Linear):
@@ -85,17 +102,23 @@ class SpectralDenoiser(nn.Module):
             visible_BG: 1 where a group is visible, else 0.
         """
         with torch.autocast(noisy_BC.device.type, enabled=False):
-            seen_BC = visible_BG.index_select(1, self.group)
-            logarithm_B1 = level_B.log()[:, None]
-            waves = logarithm_B1 * torch.exp2(self.frequencies)
-            level = self.level(torch.cat([logarithm_B1, waves.sin(), waves.cos()], dim=1))
-            share_B1 = (1.0 + level_B.square()[:, None]).reciprocal()
-            hidden = self.input(torch.cat([noisy_BC * share_B1.sqrt() * seen_BC, 1.0 - visible_BG], dim=1)) + level
-            for block in self.blocks:
-                hidden = hidden + block(hidden)
-            found: Tensor = self.output(hidden)
-            near = share_B1 * noisy_BC + level_B[:, None] * share_B1.sqrt() * found
-            return torch.where(seen_BC > 0, near, found)
+            return self._run(noisy_BC, level_B, visible_BG)
+
+    def _run(self, noisy_BC: Tensor, level_B: Tensor, visible_BG: Tensor) -> Tensor:
+        """The same with products as autocast has them; what is added up stays in float32."""
+        seen_BC = visible_BG.index_select(1, self.group)
+        logarithm_B1 = level_B.log()[:, None]
+        waves = logarithm_B1 * torch.exp2(self.frequencies)
+        level = self.level(torch.cat([logarithm_B1, waves.sin(), waves.cos()], dim=1))
+        share_B1 = (1.0 + level_B.square()[:, None]).reciprocal()
+        hidden = self.input(torch.cat([noisy_BC * share_B1.sqrt() * seen_BC, 1.0 - visible_BG], dim=1)) + level
+        hidden, added = hidden.float(), None
+        for block in self.blocks:
+            hidden, added = block(hidden, added)
+        norm, output = self.output
+        found: Tensor = output(norm(hidden, added)[1]).float()
+        near = share_B1 * noisy_BC + level_B[:, None] * share_B1.sqrt() * found
+        return torch.where(seen_BC > 0, near, found)
 
     def restored(self, means_BC: Tensor) -> Tensor:
         """``(B, C)`` float32 of clean means: the mean of what every fixed mask gives, nothing random."""
@@ -103,5 +126,5 @@ class SpectralDenoiser(nn.Module):
         level_B = torch.full_like(means_BC[:, 0], READ_LEVEL)
         total = torch.zeros_like(means_BC)
         for visible_G in self.masks:
-            total += self(means_BC, level_B, visible_G.expand(len(means_BC), -1))
+            total += self._run(means_BC, level_B, visible_G.expand(len(means_BC), -1))
         return total / len(self.masks)

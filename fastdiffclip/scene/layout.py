@@ -102,16 +102,16 @@ class StoredArray:
         self.check_chunk_file(root, index)
         file = self.chunk_file(root, index)
         try:
-            data = file.read_bytes()
+            with file.open("rb") as stream:  # in two pieces: to cut one off would copy the chunk
+                data, stored = stream.read(self.chunk_bytes - _CRC_BYTES), stream.read()
         except OSError as error:
             raise self._problem(index, f"cannot be read ({file}: {error.strerror})") from error
-        stored = data[-_CRC_BYTES:]
-        computed = int(google_crc32c.value(data[:-_CRC_BYTES])).to_bytes(_CRC_BYTES, "little")
+        computed = int(google_crc32c.value(data)).to_bytes(_CRC_BYTES, "little")
         listed = self.checksums[int(np.ravel_multi_index(index, self.grid)) if index else 0]
         if computed != stored or stored.hex() != listed:
             raise self._problem(index, f"is damaged: its checksum does not match ({file})")
         little = np.dtype(self.dtype).newbyteorder("<")
-        return np.frombuffer(data, little, math.prod(self.chunks)).reshape(self.chunks)
+        return np.frombuffer(data, little).reshape(self.chunks)
 
     def read(self, root: Path, window: tuple[slice, slice]) -> np.ndarray:
         """Return the window (row slice, column slice, both with bounds) of a (y, x) or (y, x, band) array.

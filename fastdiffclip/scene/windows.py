@@ -29,13 +29,13 @@ from fastdiffclip.scene.prepare import (
     PreparedScenes,
     pack_valid,
     storage_dtypes,
-    unpack_valid,
 )
 
 if TYPE_CHECKING:
     from fastdiffclip.scene.store import Scene
 
 __all__ = [
+    "centre_mask",
     "crop_centres",
     "crop_windows",
     "gather_backend",
@@ -43,9 +43,7 @@ __all__ = [
     "iter_row_blocks",
     "read_windows",
     "require_whole_windows",
-    "sampled_centres",
     "token_valid",
-    "valid_centres",
     "window_radius",
 ]
 
@@ -114,25 +112,14 @@ def token_valid(modality: PreparedModality, extents: np.ndarray, centres: np.nda
     return _bits(modality.valid, _token_pixels(extents, centres, radius))
 
 
-def valid_centres(prepared: PreparedScenes) -> np.ndarray:
-    """Return (n, 3) int64 (scene, row, col) of the pixels valid in ALL modalities, in flat order."""
-    total = int((prepared.extents[:, 1] * prepared.extents[:, 2]).sum())
-    both = functools.reduce(np.bitwise_and, (m.valid for m in prepared.modalities.values()))
-    flat = np.flatnonzero(unpack_valid(both, total))
-    scene = np.searchsorted(prepared.extents[:, 0], flat, side="right") - 1
-    row, col = np.divmod(flat - prepared.extents[scene, 0], prepared.extents[scene, 2])
-    return np.stack([scene, row, col], axis=1).astype(np.int64)
-
-
-def sampled_centres(scenes: Sequence[Scene], centres: np.ndarray, window: int) -> np.ndarray:
-    """Return the centres (n, 3) that may be a window's: of a scene that is one window, only its own centre.
-
-    Raises InputDataError where such a scene is not ``window`` pixels wide.
-    """
-    require_whole_windows(scenes, window)
-    alone = np.array([scene.centre_only for scene in scenes], bool)
-    middle = (centres[:, 1:] == window // 2).all(axis=1)
-    return centres[middle | ~alone[centres[:, 0]]]
+def centre_mask(scene: Scene) -> np.ndarray:
+    """Return (height, width) bool: pixels valid in ALL modalities; of a scene that is one window, only its centre."""
+    mask = scene.read_valid_everywhere()
+    if scene.centre_only:
+        centre = mask[scene.height // 2, scene.width // 2]
+        mask[:] = False
+        mask[scene.height // 2, scene.width // 2] = centre
+    return mask
 
 
 def require_whole_windows(scenes: Sequence[Scene], window: int) -> None:
@@ -145,13 +132,20 @@ def require_whole_windows(scenes: Sequence[Scene], window: int) -> None:
             )
 
 
-def read_windows(scenes: Sequence[Scene], front_end: FrontEnd, centres: np.ndarray, window: int) -> PreparedScenes:
+def read_windows(
+    scenes: Sequence[Scene],
+    front_end: FrontEnd,
+    centres: np.ndarray,
+    window: int,
+    between: Callable[[], None] = lambda: None,
+) -> PreparedScenes:
     """Read the windows around ``centres`` (B, 3) from disk, for scenes beyond the memory budget.
 
     Each window becomes a scene of its own: S = B, extents (b * L, P, P), edge pixels repeated, validity
     included. Gathering at centre (b, r, r), r = P // 2, gives the same bits as ``gather_windows`` on the
     prepared scenes at ``centres[b]``. Chunks are read in order, each at most once per modality; beside the
-    result, memory holds one row of chunks and 64 MiB.
+    result, memory holds one row of chunks and 64 MiB. ``between`` is called before each of these is read; what
+    it raises ends the reading.
 
     Raises UsageError for an even window, ValueError for a centre outside its scene, InputDataError for a
     scene that does not fit the front end.
@@ -162,7 +156,7 @@ def read_windows(scenes: Sequence[Scene], front_end: FrontEnd, centres: np.ndarr
     sizes = np.array([[0, s.height, s.width] for s in scenes], np.int64).reshape(-1, 3)
     centres = _checked_centres(sizes, centres)
     modalities = {
-        name: _read_modality(scenes, front_end, name, dtype, centres, radius)
+        name: _read_modality(scenes, front_end, name, dtype, centres, radius, between)
         for name, dtype in storage_dtypes(scenes, front_end).items()
     }
     return PreparedScenes(modalities=modalities, extents=_crop_extents(len(centres), window))
@@ -297,6 +291,7 @@ def _read_modality(
     dtype: np.dtype,
     centres: np.ndarray,
     radius: int,
+    between: Callable[[], None],
 ) -> PreparedModality:
     window = 2 * radius + 1
     length = window * window
@@ -304,7 +299,7 @@ def _read_modality(
     valid = np.empty((len(centres), length), bool)
     for number, scene in enumerate(scenes):
         wanted = np.flatnonzero(centres[:, 0] == number)
-        for group, raw, raw_valid in _raw_windows(scene, name, centres, wanted, radius):
+        for group, raw, raw_valid in _raw_windows(scene, name, centres, wanted, radius, between):
             pixels[group], valid[group] = front_end.pack(name, raw, raw_valid, dtype)
     scale, offset = front_end.scale_offset(name, dtype)
     return PreparedModality(
@@ -316,7 +311,7 @@ def _read_modality(
 
 
 def _raw_windows(
-    scene: Scene, name: str, centres: np.ndarray, wanted: np.ndarray, radius: int
+    scene: Scene, name: str, centres: np.ndarray, wanted: np.ndarray, radius: int, between: Callable[[], None]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield ``(window numbers (b,), raw (b, L, bands), valid (b, L))``, top of the scene first."""
     wanted = wanted[np.argsort(centres[wanted, 1], kind="stable")]
@@ -334,6 +329,7 @@ def _raw_windows(
         row = np.clip(centres[group, 1, None] + reach, 0, scene.height - 1)
         col = np.clip(centres[group, 2, None] + reach, 0, scene.width - 1)
         top = int(row.min())
+        between()
         raw, valid = reader.rows(top, int(row.max()) + 1)
         at = (row[:, :, None] - top, col[:, None, :])
         yield group, raw[at].reshape(count, -1, raw.shape[2]), valid[at].reshape(count, -1)

@@ -15,9 +15,9 @@ from fastdiffclip.errors import InputDataError
 from fastdiffclip.kernels import FlatScene, philox
 from fastdiffclip.scene.prepare import FrontEnd, PreparedScenes, prepare_scenes, prepared_bytes, storage_dtypes
 from fastdiffclip.scene.store import Scene
-from fastdiffclip.scene.windows import crop_centres, read_windows, sampled_centres, valid_centres
+from fastdiffclip.scene.windows import centre_mask, crop_centres, read_windows, require_whole_windows
 from fastdiffclip.train.loop import EpochOrder
-from fastdiffclip.train.steps import BeforeStep
+from fastdiffclip.train.steps import Feed
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class UmdData:
         return self.centres[chosen], rows, total
 
     @contextmanager
-    def feed(self, first: int, total: int) -> Iterator[BeforeStep | None]:
-        """Around the steps ``first`` to ``total``: what the host has to do before each of them; nothing here."""
+    def feed(self, first: int, total: int) -> Iterator[Feed | None]:
+        """Around the steps ``first`` to ``total``: what brings the data of each of them; nothing here."""
         yield None
 
 
@@ -79,11 +79,10 @@ def umd_data(
     Raises:
         InputDataError: no pixel is valid in all modalities.
     """
+    centres = unlabelled_centres(scenes, samples, window, seed)
     if prepared_bytes(scenes, front_end) <= budget:
         prepared = prepare_scenes(scenes, front_end)
-        centres = _draw(sampled_centres(scenes, valid_centres(prepared), window), samples, seed)
         return UmdData(flatten(prepared, device), torch.from_numpy(centres).to(device))
-    centres = unlabelled_centres(scenes, samples, window, seed)
     prepared = read_windows(scenes, front_end, centres, window)
     own = crop_centres(len(centres), window)
     return UmdData(flatten(prepared, device), torch.from_numpy(own).to(device))
@@ -95,22 +94,25 @@ def unlabelled_centres(scenes: Sequence[Scene], samples: int, window: int, seed:
     Raises:
         InputDataError: no pixel is valid in all modalities.
     """
-    candidates = np.concatenate([_scene_centres(number, scene) for number, scene in enumerate(scenes)])
-    return _draw(sampled_centres(scenes, candidates, window), samples, seed)
-
-
-def _scene_centres(number: int, scene: Scene) -> np.ndarray:
-    rows, cols = np.nonzero(scene.read_valid_everywhere())
-    return np.stack([np.full_like(rows, number), rows, cols], axis=1).astype(np.int64)
-
-
-def _draw(candidates: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    if len(candidates) == 0:
+    require_whole_windows(scenes, window)
+    masks = [centre_mask(scene) for scene in scenes]
+    begin = np.cumsum([0, *(count for mask in masks for count in np.count_nonzero(mask, axis=1).tolist())])
+    if begin[-1] == 0:
         raise InputDataError(
             "no pixel of the scenes is valid in every modality; see 'fastdiffclip scene info' for the shares"
         )
-    order = philox.permutation(philox.rng_state(seed), philox.CENTRE, len(candidates)).numpy()
-    return np.ascontiguousarray(candidates[order[:samples]])
+    drawn = philox.first_of_permutation(philox.rng_state(seed), philox.CENTRE, int(begin[-1]), samples).numpy()
+    # The drawn ones of all valid pixels, counted row by row and scene by scene: only their rows are looked at again.
+    line = np.searchsorted(begin, drawn, side="right") - 1
+    first_line = np.cumsum([0, *(len(mask) for mask in masks)])
+    number = np.searchsorted(first_line, line, side="right") - 1
+    centres = np.stack([number, line - first_line[number], np.empty_like(drawn)], axis=1)
+    by_line = np.argsort(line, kind="stable")
+    lines, starts = np.unique(line[by_line], return_index=True)
+    for one, here in zip(lines.tolist(), np.split(by_line, starts[1:]), strict=True):
+        scene, row = centres[here[0], :2]
+        centres[here, 2] = np.flatnonzero(masks[scene][row])[drawn[here] - begin[one]]
+    return centres
 
 
 def scene_records(scenes: Sequence[Scene]) -> list[dict[str, Any]]:

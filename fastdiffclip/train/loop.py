@@ -21,10 +21,10 @@ from fastdiffclip.config import BandsConfig, Config, FlcConfig, UmdConfig
 from fastdiffclip.errors import InputDataError, ResourceError
 from fastdiffclip.files import held_folder
 from fastdiffclip.kernels import philox
-from fastdiffclip.runtime import Compute, Progress, deferred_signals, seconds_since_start, silent
+from fastdiffclip.runtime import Compute, Progress, StopRequest, deferred_signals, seconds_since_start, silent
 from fastdiffclip.tensorboard import EventLog
 from fastdiffclip.train.engine import ALONE, Engine, choose_engine
-from fastdiffclip.train.steps import BeforeStep, NonFiniteLoss, StepLoss, Steps, take_steps
+from fastdiffclip.train.steps import Feed, NonFiniteLoss, StepLoss, Steps, take_steps
 from fastdiffclip.train.world import World
 
 CHECKPOINT_SECONDS = 60.0
@@ -214,30 +214,39 @@ class Loop:
         windows_per_step: int,
         first: int = 0,
         order: EpochOrder | None = None,
-        before: BeforeStep | None = None,
+        feed: Feed | None = None,
     ) -> list[float]:
         """Take the steps from ``first`` on; ``order`` lets an error name the windows of its step.
 
-        ``before`` brings the data of a step, see :data:`fastdiffclip.train.steps.BeforeStep`.
+        ``feed`` brings the data of the steps. A run of one process does not wait for them any more once a signal came.
 
         Raises:
             InterruptedRunError: a signal came; the step in flight was finished and a checkpoint saved.
             InputDataError: the loss is not a finite number; the step is named.
         """
+        before = None if feed is None else feed.load
         steps = take_steps(step_loss, engine, self.learning_rate, self.total, first, before)
         with self._event_log(first, engine.world) as events:
             try:
-                self._run(steps, engine, windows_per_step, first, events)
+                self._run(steps, engine, windows_per_step, first, feed, events)
             except NonFiniteLoss as found:
                 raise InputDataError(self._what_is_wrong(found, order)) from None
         if engine.world.main:
             self.write_log()
         return self.losses
 
-    def _run(self, steps: Steps, engine: Engine, windows_per_step: int, first: int, events: EventLog | None) -> None:
+    def _run(
+        self, steps: Steps, engine: Engine, windows_per_step: int, first: int, feed: Feed | None,
+        events: EventLog | None,
+    ) -> None:  # fmt: skip
         began = saved = time.monotonic()
         with deferred_signals() as stop, heap.kept():
             for step in range(first, self.total):
+                # Several processes go on until they agree: one that left by itself would be waited for.
+                if feed is not None and not feed.wait(lambda: engine.world.size == 1 and stop.signal is not None):
+                    self._taken(events, steps.settle)
+                    self.save(step, engine)
+                    self._interrupted(stop, step)
                 self._taken(events, steps.advance, step)
                 if self.seconds_to_first_step is None:
                     self.seconds_to_first_step = seconds_since_start()
@@ -252,9 +261,12 @@ class Loop:
                     saved = time.monotonic()
                 if signal is not None:
                     stop.signal = signal
-                    where = f"; continue with --resume --out {self.folder}" if self.folder else ""
-                    stop.raise_if_set(f"{self.stage} was interrupted after step {step + 1} of {self.total}{where}")
+                    self._interrupted(stop, step + 1)
         self._taken(events, steps.settle)
+
+    def _interrupted(self, stop: StopRequest, taken: int) -> None:
+        where = f"; continue with --resume --out {self.folder}" if self.folder else ""
+        stop.raise_if_set(f"{self.stage} was interrupted after step {taken} of {self.total}{where}")
 
     @contextmanager
     def _event_log(self, first: int, world: World) -> Iterator[EventLog | None]:

@@ -3,7 +3,8 @@
 The batch of a step becomes a little scene, one window a row, in one of two halves of buffers on the device; steps take
 the halves in turn. A thread gathers the batches to come into (pinned) memory of the host; the host thread orders their
 copies on a stream of their own, so that on a GPU batch s + 1 is copied while step s runs, and waits for nothing but a
-gather that is late, or a device that has two steps before it. A step, or its graph, reads only the buffers.
+gather that is late, or a device that has two steps before it. A step, or its graph, reads only the buffers. A run that
+is stopped waits for no pass over the scenes: the thread looks between two rows of chunks whether it is still wanted.
 
 Legend: B windows of this process's share of a batch, P side of a window, L = P * P, C channels.
 """
@@ -11,9 +12,10 @@ Legend: B windows of this process's share of a batch, P side of a window, L = P 
 from __future__ import annotations
 
 import functools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -28,9 +30,10 @@ from fastdiffclip.scene.store import Scene
 from fastdiffclip.scene.windows import crop_centres, crop_windows, read_windows
 from fastdiffclip.train.data import UmdData, umd_data, unlabelled_centres, window_bytes
 from fastdiffclip.train.loop import EpochOrder
-from fastdiffclip.train.steps import BeforeStep
+from fastdiffclip.train.steps import Feed
 from fastdiffclip.train.world import World
 
+WAKE_SECONDS = 0.1  # between two looks whether to go on waiting
 SLOTS = 3  # batches on the host: one that is being copied, two that are being gathered or are ready
 CPU = torch.device("cpu")
 Slot = list[Tensor]
@@ -68,10 +71,11 @@ def fitting_data(
     flat = _buffers(scenes, front_end, window, order.rows, device)
     own = torch.from_numpy(crop_centres(order.rows, window)).to(device)
     if held <= budget:
-        read = functools.partial(crop_windows, prepare_scenes(scenes, front_end), window=window)
-        return FedData(flat, centres, order, own, read)
+        prepared = prepare_scenes(scenes, front_end)
+        return FedData(flat, centres, order, own, lambda chosen, _: crop_windows(prepared, chosen, window))
     ahead = max(1, budget // (order.rows * window_bytes(scenes, front_end, window)))
-    return FedData(flat, centres, order, own, functools.partial(read_windows, scenes, front_end, window=window), ahead)
+    read = functools.partial(read_windows, scenes, front_end)
+    return FedData(flat, centres, order, own, lambda chosen, between: read(chosen, window, between), ahead)
 
 
 def _buffers(
@@ -97,13 +101,14 @@ class FedData(UmdData):
 
     Attributes:
         order: of the run, on the CPU. own: centres of a batch in the first half of the buffers, ``(B, 3)``.
-        read: centres ``(n, 3)`` to windows as :func:`fastdiffclip.scene.windows.read_windows` returns them.
+        read: centres ``(n, 3)`` to windows as :func:`fastdiffclip.scene.windows.read_windows` returns them; takes its
+            ``between``, too.
         ahead: batches that are read at once.
     """
 
     order: EpochOrder
     own: Tensor
-    read: Callable[[np.ndarray], PreparedScenes]
+    read: Callable[[np.ndarray, Callable[[], None]], PreparedScenes]
     ahead: int = 1
 
     def batch(self, order: EpochOrder, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,22 +117,27 @@ class FedData(UmdData):
         return centres, *order.counts(step)
 
     @contextmanager
-    def feed(self, first: int, total: int) -> Iterator[BeforeStep | None]:
-        pool = ThreadPoolExecutor(1, "windows")
+    def feed(self, first: int, total: int) -> Iterator[Feed | None]:
+        pool, unwanted = ThreadPoolExecutor(1, "windows"), threading.Event()
         try:
-            yield Feeder(self, pool, first, total).load
+            yield Feeder(self, pool, first, total, unwanted)
         finally:
+            unwanted.set()
             pool.shutdown(cancel_futures=True)
 
 
 @dataclass
 class Feeder:
-    """Brings the batches of the steps ``first`` to ``total``, in order; the thread of ``pool`` gathers them."""
+    """Brings the batches of the steps ``first`` to ``total``, in order; the thread of ``pool`` gathers them.
+
+    What it gathers is given up once ``unwanted`` is set.
+    """
 
     data: FedData
     pool: ThreadPoolExecutor
     first: int
     total: int
+    unwanted: threading.Event = field(default_factory=threading.Event)
     _asked: deque[Future[Slot]] = field(default_factory=deque)
     _copying: deque[tuple[torch.Event, Slot]] = field(default_factory=deque)
     _steps: range = range(0)  # whose windows are in _read
@@ -143,6 +153,13 @@ class Feeder:
         self._halves = [[x.chunk(2)[number] for x in buffers] for number in range(2)]
         for _ in range(SLOTS):
             self._ask([torch.empty(x.shape, dtype=x.dtype, pin_memory=self._side is not None) for x in self._halves[0]])
+
+    def wait(self, stopped: Callable[[], bool]) -> bool:
+        while not self._asked[0].done():
+            if stopped():
+                return False
+            wait([self._asked[0]], WAKE_SECONDS)
+        return True
 
     def load(self, step: int) -> None:
         """Order the copy of the batch of ``step``, and let the current stream wait for it."""
@@ -175,7 +192,7 @@ class Feeder:
             self._steps, self._read = range(0), None  # its memory goes before the new windows come
             steps = range(step, min(self.total, step + self.data.ahead))
             chosen = torch.cat([self._chosen(number) for number in steps])
-            self._steps, self._read = steps, self.data.read(self.data.centres[chosen].numpy())
+            self._steps, self._read = steps, self.data.read(self.data.centres[chosen].numpy(), self._go_on)
         assert self._read is not None
         count = len(self.data.own) * int(self._read.extents[0, 1]) ** 2
         first = (step - self._steps.start) * count
@@ -184,6 +201,10 @@ class Feeder:
             bits = np.unpackbits(part.valid[first // 8 : -(-(first + count) // 8)], bitorder="little")
             valid.numpy()[:] = np.packbits(bits[first % 8 :][:count], bitorder="little")
         return slot
+
+    def _go_on(self) -> None:
+        if self.unwanted.is_set():
+            raise CancelledError
 
     def _chosen(self, step: int) -> Tensor:
         """The samples of a step; the order of an epoch is found once."""

@@ -23,6 +23,17 @@ StepLoss = Callable[[Tensor], Tensor]
 BeforeStep = Callable[[int], None]
 """``before(step)``: called by the host before it asks for the step, on the stream that will compute it."""
 
+
+class Feed(Protocol):
+    """Brings the data of the steps, in order."""
+
+    def wait(self, stopped: Callable[[], bool]) -> bool:
+        """Wait until the data of the next step are there; False where ``stopped()`` became true before that."""
+
+    def load(self, step: int) -> None:
+        """A :data:`BeforeStep`."""
+
+
 WARM_UP = 3  # steps taken one by one before the capture: they choose algorithms, compile, allocate
 REPORT = 16  # steps between two looks at the losses
 

@@ -180,8 +180,8 @@ def train_umd(
         else:
             engine = start_engine(model, found, config, config.umd, where, world)
             step = UmdStep(data, config, seed, where, engine)
-            with data.feed(first, total) as before:
-                losses = loop.run(step, engine, step.batch, first, step.order, before)
+            with data.feed(first, total) as feed:
+                losses = loop.run(step, engine, step.batch, first, step.order, feed)
         trained = new_model(front_end, config, seed)
         trained.load_state_dict(weights_of(engine.state()))
         result = UmdResult(trained.to(where.device), front_end, config, losses, folder, loop.seconds_to_first_step)

@@ -4,12 +4,12 @@
 
 #include <cstdint>
 
-#define FDC_ABI_VERSION 5
+#define FDC_ABI_VERSION 6
 #define FDC_EXPORT extern "C" __attribute__((visibility("default")))
 
 enum fdc_dtype : int32_t { FDC_UINT16 = 0, FDC_INT16 = 1, FDC_FLOAT16 = 2, FDC_BFLOAT16 = 3, FDC_FLOAT32 = 4 };
 enum fdc_isa : int32_t { FDC_BASELINE = 0, FDC_AVX2 = 1, FDC_AVX512 = 2, FDC_AVX512_BF16 = 3 };
-// > 0: 1 + the row that is wrong
+// > 0: 1 + the row whose centre is wrong, or 1 + rows + the row whose ids are
 enum fdc_status : int64_t { FDC_OK = 0, FDC_NO_MEMORY = -1, FDC_NO_ISA = -2, FDC_BAD_SHAPE = -3 };
 
 struct fdc_visible_noise_args {
@@ -25,6 +25,22 @@ struct fdc_visible_noise_args {
     int32_t* ids;             // out: (rows, visible)
     int64_t pixel_count, channels, scenes, rows, valid_rows, window, visible, modality;
     int32_t pixel_dtype, out_dtype, threads, isa;
+};
+
+struct fdc_masked_mse_args {
+    const void* prediction;  // (rows, window^2, channels) of dtype: FDC_BFLOAT16 or FDC_FLOAT32
+    const void* pixels;      // these five as above
+    const float* scale;
+    const float* offset;
+    const uint8_t* valid;
+    const int64_t* extents;
+    const int64_t* centres;  // (rows, 3): scene, row, column
+    const int32_t* ids;      // (rows, visible): different tokens
+    void* grad;              // out: as prediction; null: not asked for
+    float* loss;             // out: one number
+    int64_t pixel_count, channels, scenes, rows, valid_rows, total_rows, window, visible;
+    double masked_weight, visible_weight;
+    int32_t pixel_dtype, dtype, threads, isa;
 };
 
 struct fdc_strided {
@@ -53,6 +69,17 @@ struct fdc_matmul_args {
     int64_t a_row, a_term, b_term, b_column, c_row;
     int64_t rows, terms, columns;    // all at least 1
     int32_t threads, isa;
+};
+
+struct fdc_matmul_bf16_args {
+    const uint16_t* a;               // (rows, terms), strides a_row and a_term in elements, one of which is 1
+    const uint16_t* b;               // (terms, columns), strides b_term and b_column, one of which is 1
+    const float* bias;               // (columns); null: none
+    void* c;                         // out: (rows, columns) of c_dtype, contiguous
+    float* row_sums;                 // out: (rows), sums of the terms of A where a_row is 1; null: not asked for
+    int64_t a_row, a_term, b_term, b_column;
+    int64_t rows, terms, columns;    // all at least 1; terms is even where a_term or b_term is 1
+    int32_t c_dtype, threads, isa;   // of isa FDC_AVX512_BF16 only
 };
 
 struct fdc_gelu_args {
@@ -85,9 +112,11 @@ struct fdc_residual_norm_args {
 #define FDC_DECLARE(isa_name) \
     namespace isa_name { \
     int64_t visible_noise(const fdc_visible_noise_args& args); \
+    int64_t masked_mse(const fdc_masked_mse_args& args); \
     int64_t short_attention_forward(const fdc_short_attention_args& args); \
     int64_t short_attention_backward(const fdc_short_attention_args& args); \
     int64_t matmul(const fdc_matmul_args& args); \
+    int64_t matmul_bf16(const fdc_matmul_bf16_args& args); \
     int64_t gelu(const fdc_gelu_args& args); \
     int64_t residual_norm(const fdc_residual_norm_args& args); \
     }

@@ -7,12 +7,10 @@ import struct
 import torch
 from torch import Tensor
 
-from fastdiffclip.errors import ResourceError
 from fastdiffclip.kernels.native import loader
 
 DTYPE_CODES = {torch.bfloat16: 3, torch.float32: 4}
 _ARGS = struct.Struct("@4q3i")  # fdc_gelu_args of abi.h: three pointers, a size; three codes
-_NO_ISA = -2
 
 
 def gelu(x: Tensor, grad: Tensor | None = None, isa: str | None = None) -> Tensor:
@@ -37,6 +35,5 @@ def gelu(x: Tensor, grad: Tensor | None = None, isa: str | None = None) -> Tenso
             *(torch.get_num_threads(), best if isa is None else loader.ISAS.index(isa)),
         )
     )
-    if code == _NO_ISA:
-        raise ResourceError(f"this processor does not run {isa!r}; the best it runs is {loader.best_isa()!r}")
+    loader.require_done(code, "gelu", isa)
     return out

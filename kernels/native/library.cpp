@@ -14,7 +14,8 @@ int32_t best_isa() {
 }
 
 // 1 + the first row whose centre does not lie in a scene that lies in the pixels, or 0.
-int64_t first_bad_row(const fdc_visible_noise_args& a) {
+template <class Args>
+int64_t first_bad_row(const Args& a) {
     const int64_t rows = a.rows < a.valid_rows ? a.rows : a.valid_rows;
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t* centre = a.centres + 3 * row;
@@ -42,10 +43,11 @@ FDC_EXPORT int32_t fdc_abi_version() { return FDC_ABI_VERSION; }
 
 FDC_EXPORT int32_t fdc_best_isa() { return best_isa(); }
 
-// 1 where Intel's BLAS, which keeps to half of the registers on processors of others, leaves half of the rate unused.
-FDC_EXPORT int32_t fdc_outruns_mkl() {
+// Whether the library's product of a dtype is taken for torch's. On AMD's processors MKL keeps to half of the registers;
+// with oneDNN's bfloat16 they wait more for memory (and have no units for whole tiles, which it would use elsewhere).
+FDC_EXPORT int32_t fdc_outruns(int32_t dtype) {
 #if defined(__x86_64__)
-    return best_isa() >= FDC_AVX512 && __builtin_cpu_is("amd");
+    return best_isa() >= (dtype == FDC_BFLOAT16 ? FDC_AVX512_BF16 : FDC_AVX512) && __builtin_cpu_is("amd");
 #else
     return 0;
 #endif
@@ -55,6 +57,12 @@ FDC_EXPORT int64_t fdc_visible_noise(const fdc_visible_noise_args* args) {
     if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
     if (const int64_t bad = first_bad_row(*args)) return bad;
     return FDC_RUN(visible_noise, *args);
+}
+
+FDC_EXPORT int64_t fdc_masked_mse(const fdc_masked_mse_args* args) {
+    if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
+    if (const int64_t bad = first_bad_row(*args)) return bad;
+    return FDC_RUN(masked_mse, *args);
 }
 
 FDC_EXPORT int64_t fdc_short_attention_forward(const fdc_short_attention_args* args) {
@@ -70,6 +78,11 @@ FDC_EXPORT int64_t fdc_short_attention_backward(const fdc_short_attention_args* 
 FDC_EXPORT int64_t fdc_matmul(const fdc_matmul_args* args) {
     if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
     return FDC_RUN(matmul, *args);
+}
+
+FDC_EXPORT int64_t fdc_matmul_bf16(const fdc_matmul_bf16_args* args) {
+    if (args->isa < FDC_BASELINE || args->isa > best_isa()) return FDC_NO_ISA;
+    return FDC_RUN(matmul_bf16, *args);
 }
 
 FDC_EXPORT int64_t fdc_gelu(const fdc_gelu_args* args) {

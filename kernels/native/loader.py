@@ -13,8 +13,9 @@ import torch  # noqa: F401  loaded first, so that the library shares torch's Ope
 
 from fastdiffclip.errors import ResourceError
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
+NO_MEMORY, NO_ISA = -1, -2  # codes of abi.h that mean the same for every function
 
 
 def _folders() -> Iterable[str]:
@@ -79,3 +80,11 @@ def best_isa() -> str:
         ResourceError: see :func:`load`.
     """
     return ISAS[load().fdc_best_isa()]
+
+
+def require_done(code: int, what: str, isa: str | None) -> None:
+    """Raise :class:`ResourceError` where a function, called ``what`` to the user, had no memory or no such ``isa``."""
+    if code == NO_MEMORY:
+        raise ResourceError(f"the native {what} has no memory for its work space; close other programs")
+    if code == NO_ISA:
+        raise ResourceError(f"this processor does not run {isa!r}; the best it runs is {best_isa()!r}")

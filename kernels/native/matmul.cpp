@@ -2,8 +2,7 @@
 // gradient of a weight. B is packed into panels as wide as the registers of a tile; A is read where it lies.
 #include <cstdlib>
 
-#include "abi.h"
-#include "simd.h"
+#include "products.h"
 
 namespace {
 
@@ -14,10 +13,6 @@ constexpr int SPAN = 2;              // registers of its columns
 constexpr int COLUMNS = SPAN * VEC;
 constexpr int64_t DEPTH = 192;       // terms of a panel, which then stays in the first cache (24 KiB)
 constexpr int64_t CHUNK = 4 * ROWS;  // rows that a thread takes at once
-
-int64_t parts_of(int64_t n, int64_t most) { return (n + most - 1) / most; }
-// Where part i of `parts` nearly equal ones begins.
-int64_t begin_of(int64_t n, int64_t parts, int64_t i) { return n / parts * i + (i < n % parts ? i : n % parts); }
 
 // Terms first .. first + depth of the columns of a panel, one row of COLUMNS behind the other; zero where B ends.
 void pack(const Args& a, int64_t first, int64_t depth, int64_t column, float* to) {
@@ -99,6 +94,8 @@ void multiply(const Args& a, int64_t first, int64_t last, int64_t term, int64_t 
                     std::memcpy(edge + r * COLUMNS, c + r * a.c_row, size_t(width) * sizeof(float));
             const float* const from = !term ? (a.bias ? start : zeros) : whole ? c : edge;
             const int64_t from_row = !term ? 0 : whole ? a.c_row : COLUMNS;
+            for (int64_t r = 0; r < ROWS; ++r)  // a tile of C is as many pairs of lines, each far from the other
+                for (int64_t s = 0; s < SPAN; ++s) __builtin_prefetch(c + (rows + r) * a.c_row + s * VEC, 1);
             call_with<ROWS>(rows, [&](auto count) {
                 tile<decltype(count)::value>(x, a.a_row, a.a_term, depth, panels, from, from_row, whole ? c : edge,
                                              whole ? a.c_row : COLUMNS);

@@ -4,13 +4,11 @@
 // Everything here is static: the file is compiled once per instruction set, and code for one must not serve another.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
-#define FDC_INLINE static inline __attribute__((always_inline))
+#include "numbers.h"
 
 constexpr uint32_t PURPOSE_MASK = 1, PURPOSE_NOISE = 2;
 constexpr int LANES = 16;
@@ -64,9 +62,6 @@ FDC_INLINE void philox(const uint32_t* quad, const uint32_t* token, uint32_t pos
         narrow(c3, out[3] + i);
     }
 }
-
-FDC_INLINE float float_of_bits(uint32_t bits) { float f; std::memcpy(&f, &bits, 4); return f; }
-FDC_INLINE uint32_t bits_of_float(float f) { uint32_t bits; std::memcpy(&bits, &f, 4); return bits; }
 
 // sqrt(-2 ln u) for u = ((word >> 8) + 1) / 2^24 in (0, 1].
 FDC_INLINE float radius_of(uint32_t word) {

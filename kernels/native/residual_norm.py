@@ -7,12 +7,10 @@ import struct
 import torch
 from torch import Tensor
 
-from fastdiffclip.errors import ResourceError
 from fastdiffclip.kernels.native import loader
 
 DTYPE_CODES = {torch.bfloat16: 3, torch.float32: 4}
 _ARGS = struct.Struct("@14qf4i")  # fdc_residual_norm_args of abi.h: twelve pointers, two sizes; eps; four codes
-_NO_MEMORY, _NO_ISA = -1, -2
 
 
 def forward(
@@ -89,7 +87,4 @@ def _call(
     call, best = loader.function("fdc_residual_norm")
     codes = (DTYPE_CODES[delta_dtype or torch.float32], DTYPE_CODES[out_dtype], torch.get_num_threads())
     code = call(_ARGS.pack(*first, *last, eps, *codes, best if isa is None else loader.ISAS.index(isa)))
-    if code == _NO_MEMORY:
-        raise ResourceError("the native residual_norm has no memory for its work space; close other programs")
-    if code == _NO_ISA:
-        raise ResourceError(f"this processor does not run {isa!r}; the best it runs is {loader.best_isa()!r}")
+    loader.require_done(code, "residual_norm", isa)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdiffclip.errors import ResourceError, UsageError
+from fastdiffclip.errors import UsageError
 from fastdiffclip.kernels.native import loader
 
 DTYPE_CODES = {torch.bfloat16: 3, torch.float32: 4}
@@ -16,7 +16,7 @@ DTYPE_CODES = {torch.bfloat16: 3, torch.float32: 4}
 # fdc_short_attention_args of abi.h: eight tensors (pointer and three strides each), two pointers, five sizes; scale;
 # three codes. Packed by hand: a ctypes.Structure of this size takes longer than a small batch.
 _ARGS = struct.Struct("@39qf3i")
-_NO_MEMORY, _NO_ISA, _BAD_SHAPE = -1, -2, -3
+_BAD_SHAPE = -3
 _ABSENT = (0, 0, 0, 0)
 _CALLS = ("fdc_short_attention_forward", "fdc_short_attention_backward")
 
@@ -112,10 +112,7 @@ def _call(
         *(DTYPE_CODES[operands[0].dtype], torch.get_num_threads(), best if isa is None else loader.ISAS.index(isa)),
     )
     code = call(packed)
-    if code == _NO_MEMORY:
-        raise ResourceError("the native short_attention has no memory for its work space; close other programs")
-    if code == _NO_ISA:
-        raise ResourceError(f"this processor does not run {isa!r}; the best it runs is {loader.best_isa()!r}")
+    loader.require_done(code, "short_attention", isa)
     if code == _BAD_SHAPE:
         raise UsageError(
             "the native short_attention takes up to 256 keys and head dimensions 8, 16, ... 64; "

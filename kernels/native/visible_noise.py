@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from fastdiffclip.errors import ResourceError, UsageError
+from fastdiffclip.errors import UsageError
 from fastdiffclip.kernels.flat_scene import FlatScene, centre_outside
 from fastdiffclip.kernels.native import loader
 
@@ -16,7 +16,6 @@ _POINTERS = ("pixels", "scale", "offset", "valid", "extents", "centres", "mix", 
 _SIZES = ("pixel_count", "channels", "scenes", "rows", "valid_rows", "window", "visible", "modality")
 _CODES = ("pixel_dtype", "out_dtype", "threads", "isa")
 _DTYPE_CODES = {torch.uint16: 0, torch.int16: 1, torch.float16: 2, torch.bfloat16: 3, torch.float32: 4}
-_NO_MEMORY, _NO_ISA = -1, -2
 
 
 class _Args(ctypes.Structure):
@@ -102,7 +101,4 @@ def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtyp
 def _check(code: int, centres: Tensor, isa: str | None) -> None:
     if code > 0:
         raise centre_outside(centres, code - 1)
-    if code == _NO_MEMORY:
-        raise ResourceError("the native visible_noise has no memory for its work space; close other programs")
-    if code == _NO_ISA:
-        raise ResourceError(f"this processor does not run {isa!r}; the best it runs is {loader.best_isa()!r}")
+    loader.require_done(code, "visible_noise", isa)

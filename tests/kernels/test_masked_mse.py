@@ -96,8 +96,19 @@ def check(
 @pytest.mark.parametrize("dtype", PIXEL_DTYPES)
 @pytest.mark.parametrize("prediction_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_all_dtypes(impl, scene_truth, dtype, prediction_dtype):
-    if impl == "triton" and prediction_dtype == torch.float64:
-        with pytest.raises(UsageError, match="'triton' cannot be used: it computes in float32, the prediction is fl"):
+    refused = {
+        ("triton", torch.float64): "'triton' cannot be used: it computes in float32, the prediction is float64",
+        (
+            "native",
+            torch.float64,
+        ): "'native' cannot be used: it takes predictions in float32 and bfloat16, not torch.fl",
+        (
+            "native",
+            torch.float16,
+        ): "'native' cannot be used: it takes predictions in float32 and bfloat16, not torch.fl",
+    }
+    if (impl, prediction_dtype) in refused:
+        with pytest.raises(UsageError, match=refused[impl, prediction_dtype]):
             check(scene_truth(dtype, channels=4), impl, 1, 5, 8, prediction_dtype)
         return
     check(scene_truth(dtype, channels=8), impl, few(impl, 10), 5, 8, prediction_dtype)
@@ -137,7 +148,7 @@ def test_paper_shape_and_the_largest_window(impl, scene_truth):
 def test_equation_9_when_all_tokens_are_valid(impl, scene_truth):
     """With weights 1, 1 and no invalid pixel it is the plain mean over all tokens and channels."""
     truth = scene_truth(torch.float32, invalid=0.0)
-    dtype = torch.float32 if impl == "triton" else torch.float64
+    dtype = torch.float64 if impl == "reference" else torch.float32
     centres, ids, prediction = draw(truth, few(impl, 12), 5, 8, dtype=dtype)
     loss = masked_mse(prediction, truth.flat, centres, ids, window=5, impl=impl)
     target = torch.stack([torch.from_numpy(truth.values(truth.window(c, 5)[0])) for c in centres])
@@ -145,7 +156,7 @@ def test_equation_9_when_all_tokens_are_valid(impl, scene_truth):
 
 
 def test_gradient_by_finite_differences(impl, scene_truth):
-    if impl == "triton":
+    if impl != "reference":
         pytest.skip("finite differences need float64")
     truth = scene_truth(torch.float32, channels=3, invalid=0.3)
     centres, ids, prediction = draw(truth, 4, 3, 4, dtype=torch.float64)
@@ -190,7 +201,7 @@ def test_micro_batches_add_up(impl, scene_truth, split):
     ]
     sum(shares).backward()
     torch.testing.assert_close(sum(shares), loss, rtol=1e-6, atol=0)
-    if impl == "triton":
+    if impl != "reference":
         assert torch.equal(parts.grad, whole.grad)
     torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-6, atol=1e-9)
 
@@ -239,7 +250,7 @@ def test_tokens_that_do_not_count_may_hold_anything(impl, scene_truth):
         prediction[row, ~torch.from_numpy(truth.window(centres[row], 5)[1])] = float("nan")
     prediction[3] = float("nan")
     assert torch.equal(masked_mse(prediction, **call), clean)
-    if impl == "triton":  # autograd's own product of 0 and NaN spoils the reference's
+    if impl != "reference":  # autograd's own product of 0 and NaN spoils the reference's
         prediction.requires_grad_()
         masked_mse(prediction, **call).backward()
         assert bool(prediction.grad.isfinite().all()) and not prediction.grad[3].any()
@@ -266,15 +277,14 @@ def test_graphs_hold_the_op(impl, scene_truth):
 
 
 @pytest.mark.parametrize("with_grad", [True, False])
-def test_op_is_what_torch_expects(scene_truth, with_grad):
-    found = dispatch.implementations("cpu")["masked_mse"]["triton"]
-    if found != "ok":
-        pytest.skip(found)
+def test_op_is_what_torch_expects(impl, scene_truth, with_grad):
+    if impl == "reference":
+        pytest.skip("plain torch, no op of its own")
     flat = scene_truth(torch.float16, channels=2).flat
     prediction = torch.randn(2, 9, 2, requires_grad=with_grad)
     centres, ids = torch.tensor([[0, 1, 1], [1, 0, 0]]), torch.tensor([[0, 4], [1, 8]], dtype=torch.int32)
     count = torch.tensor(1) if with_grad else None
-    arguments = (prediction, *flat.tensors, centres, ids, 3, 1.0, 0.5, count, None, with_grad)
+    arguments = (prediction, *flat.tensors, centres, ids, 3, 1.0, 0.5, count, None, with_grad, impl)
     torch.library.opcheck(torch.ops.fastdiffclip.masked_mse.default, arguments)
 
 

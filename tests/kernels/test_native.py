@@ -288,3 +288,14 @@ def _declared_names(body: str) -> Iterator[str]:
         declaration = line.split(";")[0].replace("const ", "").strip()
         if declaration:
             yield from declaration.split(" ", 1)[1].split(",")
+
+
+def test_what_stops_every_function_is_one_sentence() -> None:
+    loader.require_done(0, "gelu", None)
+    loader.require_done(5, "visible_noise", None)  # a code of its own
+    with pytest.raises(
+        ResourceError, match=r"^the native gelu has no memory for its work space; close other programs$"
+    ):
+        loader.require_done(loader.NO_MEMORY, "gelu", None)
+    with pytest.raises(ResourceError, match=rf"does not run 'avx512'; the best it runs is '{loader.best_isa()}'$"):
+        loader.require_done(loader.NO_ISA, "gelu", "avx512")

@@ -93,6 +93,25 @@ def test_permutation_holds_each_number_once(n, seed, step):
     assert torch.equal(order.sort().values, torch.arange(n))
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 900), st.integers(0, 1000), st.integers(1, 64), word32)
+def test_first_of_a_permutation_by_parts(n, count, part, seed):
+    rng = philox.rng_state(seed, 0, 5)
+    whole = philox.permutation(rng, philox.CENTRE, n)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(philox, "PART", part)
+        assert torch.equal(philox.first_of_permutation(rng, philox.CENTRE, n, count), whole[:count])
+
+
+def test_equal_words_keep_their_order(monkeypatch):
+    monkeypatch.setattr(philox, "words", lambda rng, purpose, position, *_: (position // 300 % 3,))
+    monkeypatch.setattr(philox, "PART", 100)
+    rng = philox.rng_state(0)
+    for count in (1, 299, 301, 2000):
+        whole = philox.permutation(rng, philox.CENTRE, 2000)
+        assert torch.equal(philox.first_of_permutation(rng, philox.CENTRE, 2000, count), whole[:count])
+
+
 def test_permutations_of_steps_differ_and_are_uniform():
     orders = torch.stack([philox.permutation(philox.rng_state(0, s), philox.SHUFFLE, 4) for s in range(2400)])
     _, counts = torch.unique(orders, dim=0, return_counts=True)

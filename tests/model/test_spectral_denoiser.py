@@ -53,10 +53,15 @@ def test_rows_do_not_see_each_other(network: SpectralDenoiser) -> None:
     torch.testing.assert_close(network.restored(x[order]), network.restored(x)[order], atol=1e-6, rtol=1e-5)
 
 
-def test_it_stays_in_float32(network: SpectralDenoiser) -> None:
-    plain = network.restored(rows(3))
+def test_training_stays_in_float32_and_reading_follows_autocast(network: SpectralDenoiser) -> None:
+    """Five layers round their inputs and outputs by 2^-9 of their size, and what they add is at most that size."""
+    level, visible = torch.full((3,), 0.7), torch.ones(3, network.groups)
+    plain, trained = network.restored(rows(3)), network(rows(3), level, visible)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(network.restored(rows(3)), plain)
+        assert torch.equal(network(rows(3), level, visible), trained)
+        read = network.restored(rows(3))
+    assert read.dtype == torch.float32 and not torch.equal(read, plain)
+    torch.testing.assert_close(read, plain, rtol=0.0, atol=10 * 2.0**-9 * float(plain.abs().max()))
 
 
 def test_weights_follow_the_seed_alone() -> None:

@@ -26,7 +26,7 @@ from fastdiffclip.scene.mrnet import (
     space_to_depth,
 )
 from fastdiffclip.scene.store import ClassInfo, Scene, open_scene, verify_scene
-from fastdiffclip.scene.windows import sampled_centres
+from fastdiffclip.scene.windows import require_whole_windows
 from fastdiffclip.scene.writer import SceneWriter
 from fastdiffclip.train.data import umd_data
 from fastdiffclip.train.flc import Shots, class_prompts, train_flc
@@ -164,7 +164,7 @@ def test_pretraining_sees_whole_exams_only(tmp_path: Path, small_config: Config)
     np.testing.assert_array_equal(np.sort(centres[0].centres[:, 0].numpy()), np.arange(6))
     assert all((data.centres[:, 1:] == 1).all() and len(data.centres) == 6 for data in centres)
     with pytest.raises(InputDataError, match=r"one window of 3 x 3 pixels .* train with --set model\.window=3"):
-        sampled_centres(scenes, np.zeros((1, 3), np.int64), 5)
+        require_whole_windows(scenes, 5)
     wider = small_config.model_copy(update={"model": small_config.model.model_copy(update={"window": 5})})
     with pytest.raises(InputDataError, match="one window of 3 x 3"):
         train_umd(scenes, wider, device="cpu")

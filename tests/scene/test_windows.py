@@ -28,7 +28,6 @@ from fastdiffclip.scene.windows import (
     iter_row_blocks,
     read_windows,
     token_valid,
-    valid_centres,
 )
 
 from .strategies import prepared_scenes, random_scene
@@ -115,19 +114,6 @@ def test_centre_outside_its_scene_is_refused(centre: tuple[int, int, int]) -> No
 def test_extents_beyond_the_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match="extents reach pixel 15"):
         gather_windows(small().modalities["hsi"], np.array([[0, 3, 5]]), np.array([[0, 0, 0]]), 3)
-
-
-def test_valid_centres_are_valid_in_all_modalities() -> None:
-    rng = np.random.default_rng(0)
-    masks = rng.random((2, 35)) < 0.6
-    one = np.ones(1, np.float32)
-    modalities = {
-        str(i): PreparedModality(np.zeros((35, 1), np.uint16), one, one, pack_valid(mask))
-        for i, mask in enumerate(masks)
-    }
-    prepared = PreparedScenes(modalities, np.array([[0, 3, 5], [15, 10, 2]]))
-    expected = [c for c, ok in zip(every_centre(prepared.extents).tolist(), masks.all(axis=0), strict=True) if ok]
-    assert valid_centres(prepared).tolist() == expected
 
 
 def test_numba_missing_falls_back_to_numpy_with_equal_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

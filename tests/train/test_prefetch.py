@@ -7,11 +7,13 @@ import random
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,8 +22,10 @@ from fastdiffclip.errors import InputDataError, InterruptedRunError
 from fastdiffclip.kernels import philox, visible_noise
 from fastdiffclip.model.mask_diffusion import MaskDiffusion
 from fastdiffclip.runtime import Compute
+from fastdiffclip.scene.blocks import RowReader
 from fastdiffclip.scene.prepare import fit_front_end
 from fastdiffclip.scene.store import Scene, open_scene
+from fastdiffclip.scene.windows import read_windows
 from fastdiffclip.train import prefetch, umd
 from fastdiffclip.train.data import UmdData, device_room, umd_data
 from fastdiffclip.train.loop import EpochOrder, start_engine
@@ -143,6 +147,39 @@ def test_a_chunk_damaged_during_the_run_ends_it_with_its_own_sentence(
         train_umd([scene], config, device="cpu", progress=damage)
 
 
+def test_a_signal_during_a_pass_over_the_scenes_ends_it(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The run waits for its fourth batch; what is left of the pass is not read."""
+    monkeypatch.setattr("fastdiffclip.scene.layout._CHUNK_BYTES", 9 * 24)
+    scene = open_scene(write_small_scene(tmp_path / "s.zarr", height=60, width=20))
+    assert scene.chunk_rows("hsi") == 3
+    third, passes, late, rows = threading.Event(), [], [], RowReader.rows
+
+    def read(reader: RowReader, *where: int) -> tuple[np.ndarray, np.ndarray]:
+        if len(passes) == 2:
+            if not late:
+                assert third.wait(60)
+                time.sleep(0.3)  # for the run to find that there is no fourth batch
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            late.append(where)
+        return rows(reader, *where)
+
+    def progress(task: str, done: int, total: int, note: str = "") -> None:
+        if done == 3:
+            third.set()
+
+    whole = train_umd([scene], config, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(RowReader, "rows", read)
+        patch.setattr(prefetch, "read_windows", lambda *args: passes.append(1) or read_windows(*args))
+        with forced(patch, "disk ahead"), pytest.raises(InterruptedRunError, match="after step 3 of 12; continue"):
+            train_umd([scene], config, device="cpu", out=tmp_path / "run", progress=progress)
+    assert len(passes) == 2 and len(late) < 10  # of 20 rows of chunks of one raster and some of the other
+    assert same(train_umd([scene], config, device="cpu", out=tmp_path / "run", resume=True), whole)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_each_process_gathers_its_own_rows(scenes: list[Scene], config: Config, way: str, size: int) -> None:
@@ -152,10 +189,10 @@ def test_each_process_gathers_its_own_rows(scenes: list[Scene], config: Config, 
         world = World(rank, size)
         data = fed(scenes, config, way, world)
         order = EpochOrder(0, 90, 16, CPU, world)
-        with data.feed(4, 15) as before:
-            assert before is not None
+        with data.feed(4, 15) as feed:
+            assert feed is not None
             for step in range(4, 15):
-                before(step)
+                feed.load(step)
                 for ours, theirs in zip(windows_of(data, order, step), windows_of(reference, order, step), strict=True):
                     assert torch.equal(ours, theirs)
 
@@ -169,8 +206,8 @@ def test_a_graph_reads_the_same_buffers(scenes: list[Scene], config: Config) -> 
         model = MaskDiffusion(channels, config.model)
         engine = start_engine(model, {}, config, config.umd, where, World())
         step = UmdStep(data, config, 0, where, with_rate_tensor(engine))
-        with data.feed(3, total) as before:
-            steps = GraphSteps(step, engine, rate, total, 3, Recorder(engine), before)
+        with data.feed(3, total) as feed:
+            steps = GraphSteps(step, engine, rate, total, 3, Recorder(engine), None if feed is None else feed.load)
             losses.append(take(steps, 3, total))
     assert len(losses[0]) == 17 and losses[0] == losses[1]
 
