@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastdiffclip import checkpoint
 from fastdiffclip.config import Config, LogisticConfig, load_config
@@ -18,11 +20,19 @@ from fastdiffclip.model.logistic_classifier import LogisticClassifier
 from fastdiffclip.model.text_similarity import text_similarity
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import Scene
+from fastdiffclip.train import logistic
 from fastdiffclip.train.flc import FlcResult, Shots, train_flc, window_source
-from fastdiffclip.train.logistic import expected_texts, fit_head
+from fastdiffclip.train.logistic import (
+    WEIGHED_BY_PLACE,
+    expected_texts,
+    fit_candidates,
+    fit_head,
+    place_groups,
+    shares_of,
+)
 from fastdiffclip.train.logistic_regression import prior_root
 from fastdiffclip.train.umd import UmdResult
-from fastdiffclip.train.views import make_views
+from fastdiffclip.train.views import FeatureStatistics, View, make_views
 
 WITH_TOKENS = ("means", "neighbours", "tokens")
 
@@ -175,7 +185,7 @@ def test_expected_texts_are_the_priors_expectation() -> None:
 def test_views_are_averaged_into_one_linear_map(small_config: Config) -> None:
     """The head on raw features is the weighted mean of the views' logits, divided by the temperature."""
     from fastdiffclip.model.window_features import FeatureLayout
-    from fastdiffclip.train.logistic import average, fit_candidates, shares_of
+    from fastdiffclip.train.logistic import average
 
     config = with_head(small_config, ("means", "pixel"))
     layout = FeatureLayout.of({"hsi": 6}, config)
@@ -184,9 +194,10 @@ def test_views_are_averaged_into_one_linear_map(small_config: Config) -> None:
     features = random.standard_normal((3, layout.total))[labels] + 0.5 * random.standard_normal((12, layout.total))
     statistics = make_views(features, np.zeros((0, layout.means)), layout, config, 1)
     prompts = ("grass", "roof", "water")
-    head = fit_head(features, labels, prompts, statistics, config.logistic)
+    places = np.zeros((12, 3), np.int64)
+    head = fit_head(features, labels, places, prompts, statistics, config.logistic)
     root = prior_root(text_similarity(prompts), 0.9)
-    candidates = fit_candidates(features, labels, np.arange(12), root, statistics, config.logistic.ridge)
+    candidates = fit_candidates(features, labels, places, root, statistics, config.logistic.ridge)
     shares = shares_of(candidates, labels)
     centred = features - statistics.centre
     parts = [centred @ c.weight.T @ root.T + c.bias for c in candidates]
@@ -195,6 +206,103 @@ def test_views_are_averaged_into_one_linear_map(small_config: Config) -> None:
     assert average(candidates, shares)[2].shape == (12, 3) and head.left_out_loss is not None
     loss = [float(np.nanmean(c.left_out[:, 0] * 0 + 1)) for c in candidates]
     assert loss == [1.0, 1.0]  # every shot could be left out
+
+
+def in_stands(each: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, FeatureStatistics]:
+    """Features, labels, places of two classes in five stands of ``each`` shots along a diagonal.
+
+    The view `stands` knows the stand, whatever grows there; the view `kinds` knows the class, with some noise.
+    """
+    random = np.random.default_rng(0)
+    labels, stands = (part.ravel().repeat(each) for part in np.mgrid[:2, :5])
+    known = 3 * random.standard_normal((2, 5, 8))[labels, stands] + 0.1 * random.standard_normal((len(labels), 8))
+    kinds = np.stack([labels * 2.0 - 1, np.zeros(len(labels))], axis=1) + 0.6 * random.standard_normal((len(labels), 2))
+    within = random.integers(0, 6, (len(labels), 2))
+    places = np.column_stack([np.zeros_like(labels), stands[:, None] * [20, -30] + within + [0, 200]])
+    views = {"stands": View(np.arange(8), np.ones(8)), "kinds": View(np.arange(8, 10), np.ones(2))}
+    order = random.permutation(len(labels))
+    features = np.concatenate([known, kinds], axis=1)
+    return features[order], labels[order], places[order], FeatureStatistics(np.zeros(10), views)
+
+
+def test_hundreds_of_shots_are_left_out_by_place_to_weigh_the_views() -> None:
+    """A neighbour that stays speaks for the view that knows the stand; without the whole stand the other is better."""
+    features, labels, places, statistics = in_stands(16)
+    settings, prompts = LogisticConfig(), ("ash", "oak")
+    head = fit_head(features, labels, places, prompts, statistics, settings)
+    assert head.shares["kinds"] > 0.99
+    nowhere = fit_head(features, labels, np.zeros_like(places), prompts, statistics, settings)
+    assert nowhere.shares["stands"] > 0.99  # fewer places than groups: as with few shots
+    candidates = fit_candidates(features, labels, places, np.eye(2), statistics, settings.ridge)
+    plain = fit_candidates(features, labels, np.zeros_like(places), np.eye(2), statistics, settings.ridge)
+    for one, other in zip(candidates, plain, strict=True):
+        assert np.array_equal(one.weight, other.weight) and np.array_equal(one.left_out, other.left_out)
+        assert not np.array_equal(one.weighed_by, one.left_out) and other.weighed_by is other.left_out
+
+
+def test_a_run_with_hundreds_of_shots_knows_their_places(
+    small_scene: Scene, small_shots: Shots, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, centres = small_scene.read_labels("labels"), every_pixel(small_scene)
+    centres = centres[labels[centres[:, 1], centres[:, 2]] > 0]
+    shots = replace(small_shots, centres=centres, labels=labels[centres[:, 1], centres[:, 2]].astype(np.int64))
+    assert len(centres) > WEIGHED_BY_PLACE
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(logistic, "place_groups", lambda _, places: seen.append(places))
+    train_flc([small_scene], shots, config, device="cpu")
+    assert len(seen) == 1 and np.array_equal(seen[0], centres)
+
+
+def test_up_to_150_shots_places_say_nothing() -> None:
+    features, labels, places, statistics = in_stands(15)
+    heads = [
+        fit_head(features, labels, where, ("ash", "oak"), statistics, LogisticConfig())
+        for where in (places, np.zeros_like(places))
+    ]
+    assert heads[0].shares == heads[1].shares and heads[0].temperature == heads[1].temperature
+    assert np.array_equal(heads[0].weight, heads[1].weight) and np.array_equal(heads[0].bias, heads[1].bias)
+    candidates = fit_candidates(features, labels, places, np.eye(2), statistics, LogisticConfig().ridge)
+    assert all(c.weighed_by is c.left_out for c in candidates)
+
+
+def test_groups_follow_the_main_axis_of_a_class() -> None:
+    _, labels, places, _ = in_stands(16)
+    groups = place_groups(labels, places)
+    assert groups is not None
+    stands = places[:, 1] // 20  # 20 rows apart, 6 wide
+    for label in (0, 1):
+        own, expected = groups[labels == label], stands[labels == label]
+        assert np.array_equal(own, expected) or np.array_equal(own, 4 - expected)
+
+
+def test_scenes_are_kept_together() -> None:
+    """Ten scenes of three shots: two scenes a group, wherever in their scene the shots lie."""
+    places = np.random.default_rng(0).integers(0, 100, (30, 3))
+    places[:, 0] = np.random.default_rng(1).permutation(np.arange(10).repeat(3))
+    assert np.array_equal(place_groups(np.zeros(30, int), places), places[:, 0] // 2)
+
+
+@given(counts=st.lists(st.integers(5, 23), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_every_group_has_its_part_of_every_class(counts: list[int], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.repeat(np.arange(len(counts)), counts))
+    flat = random.choice(10_000, len(labels), replace=False)
+    places = np.column_stack([random.integers(0, 3, len(labels)), flat // 100, flat % 100])
+    groups = place_groups(labels, places)
+    assert groups is not None
+    for label, count in enumerate(counts):
+        sizes = np.bincount(groups[labels == label], minlength=5)
+        assert len(sizes) == 5 and sizes.sum() == count and sizes.max() - sizes.min() <= 1
+
+
+@pytest.mark.parametrize("places", [4, 5])
+def test_a_class_of_few_places_has_no_groups(places: int) -> None:
+    """Shots of one place in two groups would be left out with themselves still there."""
+    labels = np.repeat([0, 1], 40)
+    where = np.zeros((80, 3), np.int64)
+    where[:40, 1], where[40:, 2] = np.arange(40), np.arange(40) % places
+    groups = place_groups(labels, where)
+    assert (groups is None) == (places < 5)
 
 
 def test_settings_that_do_not_go_together() -> None:

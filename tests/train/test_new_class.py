@@ -35,7 +35,8 @@ def drawn(per_class: int, seed: int = 0, classes: int = 4) -> tuple[np.ndarray, 
 def known_of(config: Config, features: np.ndarray, labels: np.ndarray) -> tuple[KnownClasses, dict[str, float]]:
     """Three classes fitted to the shots of those below 3."""
     there = labels < 3
-    head = fit_head(features[there], labels[there], PROMPTS[:3], statistics(), config.logistic)
+    places = np.zeros((there.sum(), 3), np.int64)
+    head = fit_head(features[there], labels[there], places, PROMPTS[:3], statistics(), config.logistic)
     return KnownClasses(CLASSES[:3], PROMPTS[:3], head.texts, head.bias, head.centre, head.weight), head.shares
 
 
