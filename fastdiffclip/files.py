@@ -75,19 +75,21 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def require_free(out: Path, resume: bool) -> None:
-    """Raise :class:`UsageError` when the folder of a run holds files already and ``resume`` is false."""
+def require_free(out: Path, resume: bool | None) -> None:
+    """Raise :class:`UsageError` when the folder of a run holds files already, unless ``resume``.
+
+    None stands for a command that cannot resume.
+    """
     if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())) and not resume:
-        raise UsageError(
-            f"the output folder {out} is not empty; give another --out, or --resume to continue the run in it"
-        )
+        otherwise = "" if resume is None else ", or --resume to continue the run in it"
+        raise UsageError(f"the output folder {out} is not empty; give another --out{otherwise}")
 
 
-def open_folder(out: Path, resume: bool) -> Path:
-    """Create the folder of a run.
+def open_folder(out: Path, resume: bool | None) -> Path:
+    """Create the folder of a run; ``resume`` as :func:`require_free` takes it.
 
     Raises:
-        UsageError: it holds files already and ``resume`` is false.
+        UsageError: it holds files already and ``resume`` is not true.
         ResourceError: it cannot be created.
     """
     require_free(out, resume)

@@ -296,6 +296,10 @@ def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not empty"):
         open_folder(out, resume=False)
     open_folder(out, resume=True)
+    with pytest.raises(UsageError, match="give another --out, or --resume to continue the run in it$"):
+        open_folder(out, resume=False)
+    with pytest.raises(UsageError, match="give another --out$"):
+        open_folder(out, resume=None)
     with pytest.raises(UsageError, match="not empty"):
         open_folder(out / "x", resume=False)
     with pytest.raises(ResourceError, match="cannot create"):

@@ -106,7 +106,7 @@ def add_class(
     from fastdiffclip.train.add_class import add_class as added
 
     set_threads(threads)
-    require_free(out, resume=False)
+    require_free(out, resume=None)
     opened, drawn = workflow.open_scenes(scenes), None
     if shots_from is not None:
         drawn = new_classes.draw_shots(shots_from, opened, name, count, workflow.window_of(model), seed)

@@ -51,7 +51,7 @@ def run(out: Path, config: Config, shots: int | None, seed: int, device: str) ->
     if config.tokens == "bands":
         raise UsageError("the demo shows how pixels are restored; take the view `restored` out of logistic.views")
     began = time.monotonic()
-    open_folder(out, resume=False)
+    open_folder(out, resume=None)
     times: dict[str, float] = {}
     with progress_bars() as progress:
         say("1/5  ingest     the built-in scene: a suburb, 144 bands and LiDAR")

@@ -16,10 +16,10 @@ from typing import Any
 import typer
 
 from fastdiffclip.commands.terminal import complain
-from fastdiffclip.errors import FastDiffCLIPError, InterruptedRunError
+from fastdiffclip.errors import FastDiffCLIPError, InterruptedRunError, ResourceError
 
 PROGRAM, DEBUG = "fastdiffclip", "--debug"
-CLEAN = "nothing was left half-written"
+CLEAN, CONTINUE = "nothing was left half-written", "continue with --resume --out "
 
 
 class Signalled(KeyboardInterrupt):
@@ -139,19 +139,28 @@ def _at(error: OSError) -> str:
 
 @contextmanager
 def keeping(stage: str, folder: Path, resumable: bool = True) -> Iterator[None]:
-    """Say what an interrupted command left in its folder; of folders made for it, empty ones are removed."""
+    """Say what an interrupted command left in its folder; of folders made for it, empty ones are removed.
+
+    A stage inside of the command knows its own folder alone: where it says how to go on, the command's takes its place.
+    """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
+    left = f"{CONTINUE}{folder}" if resumable else f"what was finished lies in {folder}"
     try:
         yield
     except (KeyboardInterrupt, InterruptedRunError) as stop:
         _remove_empty(made)
-        if str(stop).endswith(continuation := f"continue with --resume --out {folder}"):
+        if str(stop).endswith(f"{CONTINUE}{folder}"):
             raise
-        left = continuation if resumable else f"what was finished lies in {folder}"
         if not folder.is_dir() or not any(folder.iterdir()):
             left = CLEAN
         code = getattr(stop, "exit_code", 128 + signal.SIGINT)
         raise InterruptedRunError(f"{stage} was {_word(code)}; {left}", code) from None
+    except ResourceError as error:
+        _remove_empty(made)
+        said, found, _ = str(error).partition(f", then {CONTINUE}")
+        if not found:
+            raise
+        raise ResourceError(f"{said}{', then' if resumable else ';'} {left}") from None
     except BaseException:
         _remove_empty(made)
         raise

@@ -12,6 +12,7 @@ import numpy as np
 
 from fastdiffclip.config import Config
 from fastdiffclip.evaluate.baselines import centre_and_mean_features, predict_baseline, predict_linear
+from fastdiffclip.evaluate.kept_features import features_of_pixels
 from fastdiffclip.evaluate.metrics import Scores, score
 from fastdiffclip.infer.classifier import Classifier
 from fastdiffclip.runtime import Compute, memory_budget
@@ -189,7 +190,8 @@ def as_classifier(result: FlcResult, device: str = "auto") -> Classifier:
 def classify_centres(result: FlcResult, source: WindowSource, centres: np.ndarray, device: str = "auto") -> Predicted:
     """What a trained model says of pixels ``(n, 3)`` (scene, row, column), their windows taken from ``source``."""
     classifier = as_classifier(result, device)
-    probabilities = np.concatenate([classifier.probabilities(source.windows(part)) for part in in_parts(centres)])
+    parts = (features_of_pixels(classifier, source, part) for part in in_parts(centres))
+    probabilities = np.concatenate([classifier.probabilities_of(features) for features in parts])
     ranking = log_odds(probabilities, [item.value for item in result.classes])
     return Predicted(classifier.values(probabilities), ranking, winning(probabilities))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastdiffclip import __version__
 from fastdiffclip.errors import UsageError
 from fastdiffclip.files import replacing
 
@@ -16,18 +17,25 @@ class Journal:
 
     Args:
         path: the file; None keeps the entries in memory alone.
-        identity: what all entries depend on, the first line of the file.
+        identity: what all entries depend on; it stands in the first line of the file, with what wrote them.
+        number: of the entries' format, raised when results of the same identity change within a version.
 
     Raises:
-        UsageError: the file was made with another identity.
+        UsageError: the file was made with another identity, or by another version.
     """
 
-    def __init__(self, path: Path | None, identity: str) -> None:
+    def __init__(self, path: Path | None, identity: str, number: int) -> None:
         self.path = path
         self.entries: dict[str, Any] = {}
         if path is None:
             return
-        lines = _whole_lines(path) or [{"fingerprint": identity}]
+        writer = {"fastdiffclip": __version__, "format": number}
+        lines = _whole_lines(path) or [{**writer, "fingerprint": identity}]
+        if {name: lines[0].get(name) for name in writer} != writer:
+            raise UsageError(
+                f"{path} was written by {_named(lines[0])}, and this is {_named(writer)}, whose figures may differ; "
+                "go on with the version that began, or give another --out"
+            )
         if lines[0].get("fingerprint") != identity:
             raise UsageError(
                 f"{path} was made with other settings, scenes or pretraining; "
@@ -43,6 +51,12 @@ class Journal:
         if self.path is not None:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, **entry}) + "\n")
+
+
+def _named(writer: Mapping[str, Any]) -> str:
+    if "format" not in writer:
+        return "an earlier state of fastdiffclip"
+    return f"fastdiffclip {writer['fastdiffclip']} (format {writer['format']})"
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

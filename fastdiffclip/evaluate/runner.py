@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from fastdiffclip.errors import UsageError, nearest
 from fastdiffclip.evaluate.contest import BASELINES, CLASSICAL, OURS, Contest, Predicted, scores_of
 from fastdiffclip.evaluate.journal import Journal
 from fastdiffclip.evaluate.metrics import Scores, summarise
-from fastdiffclip.files import open_folder
+from fastdiffclip.files import held_folder
 from fastdiffclip.runtime import Progress, silent
 from fastdiffclip.scene.labelled import labelled_pixels
+from fastdiffclip.scene.splits import Split
 from fastdiffclip.scene.store import ClassInfo, Scene
 from fastdiffclip.train.loop import fingerprint, settings_of, weights_digest
 from fastdiffclip.train.umd import UmdResult, train_umd
 
 DEFAULT_BASELINES = (*CLASSICAL, "linear")
 JOURNAL = "predictions.jsonl"
+FORMAT = 1  # of its entries: raise it when results of the same settings change
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def evaluate(
             asked for then.
 
     Raises:
-        UsageError: among others, ``out`` was started with other settings, scenes or pretraining.
+        UsageError: among others, ``out`` was started with other settings, scenes, pretraining or another version.
         InputDataError: see its message.
     """
     began = time.monotonic()
@@ -127,19 +130,27 @@ def evaluate(
         for s in seeds
     }
     contest = Contest(scenes, labelled, config, umd, plan.prompts, device)
-    if out is not None:
-        open_folder(out, resume)
-    # The long part, once labels, shots and prompts are known to be good.
-    if umd is None and pretrain and config.reads_network:
-        folder = None if out is None else out / "umd"
-        contest.umd = train_umd(
-            scenes, config, seed=plan.first_seed, out=folder, device=device, resume=resume, progress=progress
-        )
-    values = [item.value for item in labelled.classes]
     result = Evaluation(scene_title(scenes), plan, labelled.classes)
-    identity = _identity(scenes, plan, config, contest.umd)
-    journal = Journal(None if out is None else out / JOURNAL, identity)
-    jobs = [(k, s, m, f) for k in plan.shots for m, f in plan.entries() for s in seeds]
+    with nullcontext() if out is None else held_folder(out, resume):
+        # The long part, once labels, shots and prompts are known to be good.
+        if umd is None and pretrain and config.reads_network:
+            folder = None if out is None else out / "umd"
+            contest.umd = train_umd(
+                scenes, config, seed=plan.first_seed, out=folder, device=device, resume=resume, progress=progress
+            )
+        journal = Journal(None if out is None else out / JOURNAL, _identity(contest, plan), FORMAT)
+        _run(result, contest, splits, journal, progress)
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def _run(
+    result: Evaluation, contest: Contest, splits: Mapping[tuple[int | None, int], Split], journal: Journal,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Every method on every draw, where the journal lacks it; the scores of all go to the result."""
+    plan, values = result.plan, [item.value for item in result.classes]
+    jobs = [(*draw, *entry) for k in plan.shots for entry in plan.entries() for draw in splits if draw[0] == k]
     for number, (shots, seed, method, features) in enumerate(jobs):
         key = json.dumps([plan.split, shots, seed, method, features])
         split = splits[shots, seed]
@@ -148,14 +159,8 @@ def evaluate(
             journal.add(key, contest.run(method, features, split, seed).to_entry())
         scores = scores_of(Predicted.from_entry(journal.entries[key]), split, values)
         result.scores.setdefault((method, features, shots), []).append(scores)
-        progress(
-            "evaluate",
-            number + 1,
-            len(jobs),
-            f"{method} {'all' if shots is None else shots} shots, AA {scores.aa:.1f}",
-        )
-    result.seconds = time.monotonic() - began
-    return result
+        words = f"{method} {'all' if shots is None else shots} shots, AA {scores.aa:.1f}"
+        progress("evaluate", number + 1, len(jobs), words)
 
 
 def scene_title(scenes: Sequence[Scene]) -> str:
@@ -163,8 +168,9 @@ def scene_title(scenes: Sequence[Scene]) -> str:
     return scenes[0].name if len(scenes) == 1 else f"{scenes[0].path.resolve().parent.name} ({len(scenes)} scenes)"
 
 
-def _identity(scenes: Sequence[Scene], plan: Plan, config: Config, umd: UmdResult | None) -> str:
+def _identity(contest: Contest, plan: Plan) -> str:
     """What predictions depend on besides split, shots, seed, method and features."""
-    start = None if umd is None else weights_digest(umd.network)
-    drawn = [plan.prompts, plan.on_short, plan.classes, plan.test_limit]
-    return fingerprint("evaluate", settings_of(config), drawn, [scene.sha256 for scene in scenes], start)
+    start = None if contest.umd is None else weights_digest(contest.umd.network)
+    drawn = [plan.on_short, plan.classes, plan.test_limit]
+    shas = [scene.sha256 for scene in contest.scenes]
+    return fingerprint("evaluate", settings_of(contest.config), contest.prompts, drawn, shas, start)

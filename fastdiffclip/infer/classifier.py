@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,20 +73,39 @@ class Classifier:
     @torch.inference_mode()
     def look(self, windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """:meth:`probabilities` of windows and their embeddings ``(B, E)`` float32, compared with the class texts."""
-        texts = self.text_embeddings.to(self.where.device)
-        parts = [(np.empty((0, len(self.classes)), np.float32), np.empty((0, texts.shape[1]), np.float32))]
-        for first in range(0, len(windows[0]), BATCH):
-            block = [torch.from_numpy(part[first : first + BATCH]) for part in windows]
-            rows = len(block[0])
-            if rows < BATCH:
-                block = [torch.nn.functional.pad(part, (0, 0, 0, 0, 0, BATCH - rows)) for part in block]
+        texts, parts = self.text_embeddings.to(self.where.device), []
+        for block, rows in self._blocks(windows):
             with self.where.autocast():
-                features = self.model.features([part.to(self.where.device) for part in block])
-                image = self.model.embed_features(features)
+                image = self.model.embed_features(self.model.features(block))
             found = torch.softmax(self.model.logits(image, texts), dim=1), image.float()
             parts.append((found[0][:rows].cpu().numpy(), found[1][:rows].cpu().numpy()))
         probabilities, embeddings = (np.concatenate(part) for part in zip(*parts, strict=True))
         return probabilities, embeddings
+
+    @torch.inference_mode()
+    def features(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+        """``(B, F)`` float32 of windows: what :meth:`probabilities` are a function of."""
+        parts = []
+        for block, rows in self._blocks(windows):
+            with self.where.autocast():
+                parts.append(self.model.features(block)[:rows].float().cpu().numpy())
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def probabilities_of(self, features: np.ndarray) -> np.ndarray:
+        """:meth:`probabilities`, to the bit, of windows with these :meth:`features`."""
+        texts = self.text_embeddings.to(self.where.device)
+        found = [self.score(block[0], texts)[:rows].cpu().numpy() for block, rows in self._blocks([features])]
+        return np.concatenate(found)
+
+    def _blocks(self, arrays: Sequence[np.ndarray]) -> Iterator[tuple[list[Tensor], int]]:
+        """``BATCH`` rows of the arrays at a time, on the device, and how many of them are real; at least one block."""
+        for first in range(0, max(1, len(arrays[0])), BATCH):
+            block = [torch.from_numpy(part[first : first + BATCH]).to(self.where.device) for part in arrays]
+            rows = len(block[0])
+            if rows < BATCH:
+                block = [torch.cat([part, part.new_zeros(BATCH - rows, *part.shape[1:])]) for part in block]
+            yield block, rows
 
     def score(self, features: Tensor, texts: Tensor) -> Tensor:
         """``(B, K)`` float32 softmax over classes of features ``(B, F)``; ``texts`` (K, E) on their device."""

@@ -125,6 +125,24 @@ def moved_origin(transform: tuple[float, ...], column: int, row: int) -> tuple[f
     return a, b, a * column + b * row + c, d, e, d * column + e * row + f
 
 
+def crs_pair(path: Path, text: str | None, grid: Grid) -> tuple[CRS, CRS] | None:
+    """Return the CRS of a file that places itself, and that of the grid; None where the file does not say its own.
+
+    Raises InputDataError for a file with a CRS on a grid without one, and for a CRS that cannot be read.
+    """
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    if text is None:
+        return None
+    if grid.crs_wkt is None:
+        raise InputDataError(f"{path} has a CRS and {grid} has none: georeference it first")
+    try:
+        return CRS.from_user_input(text), CRS.from_wkt(grid.crs_wkt)
+    except CRSError as error:
+        raise InputDataError(f"the CRS of {path} cannot be read ({error}): assign it another one") from error
+
+
 def project(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return coordinates (n,) float64 in another CRS; infinite where the transformation has no answer."""
     from rasterio._err import CPLE_BaseError

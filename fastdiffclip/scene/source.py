@@ -25,7 +25,7 @@ class WindowSource:
     def __init__(self, scenes: Sequence[Scene], front_end: FrontEnd, window: int, budget: int) -> None:
         for scene in scenes:
             front_end.check(scene)
-        self.scenes, self.front_end, self.window = list(scenes), front_end, window
+        self.scenes, self.front_end, self.window, self.budget = list(scenes), front_end, window, budget
         self.memo: dict[str, Any] = {}  # what was found out about these windows and is asked for again and again
         self._whole: PreparedScenes | None = None
         if prepared_bytes(scenes, front_end) <= budget:

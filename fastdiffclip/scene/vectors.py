@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastdiffclip.errors import InputDataError, nearest
-from fastdiffclip.scene.georeference import Grid, project, same_crs, to_map, to_pixels
+from fastdiffclip.scene.georeference import Grid, crs_pair, project, same_crs, to_map, to_pixels
 from fastdiffclip.scene.labels import LARGEST_VALUE, LabelMap
 from fastdiffclip.scene.readers.guard import DATA_TIME_S, HEADER_TIME_S
 from fastdiffclip.scene.readers.guard_files import GuardedFile
@@ -208,19 +208,10 @@ def _class_codes(what: str, codes: np.ndarray, texts: list[str] | None) -> tuple
 
 def _crs(path: Path, layer: dict[str, Any], grid: Grid) -> tuple[tuple[CRS, CRS] | None, list[str]]:
     """Return the CRS of the layer and that of the grid, None where they are the same; and a warning."""
-    from rasterio.crs import CRS
-    from rasterio.errors import CRSError
-
-    text = layer["crs"]
-    if text is None:
+    crs = crs_pair(path, layer["crs"], grid)
+    if crs is None:
         return None, ["it has no CRS, that of the scene is taken"] if grid.crs_wkt else []
-    if grid.crs_wkt is None:
-        raise InputDataError(f"{path} has a CRS and {grid} has none: georeference it first")
-    try:
-        own, target = CRS.from_user_input(text), CRS.from_wkt(grid.crs_wkt)
-    except CRSError as error:
-        raise InputDataError(f"the CRS of {path} cannot be read ({error}): assign it another one") from error
-    return None if same_crs(own.to_wkt(), grid.crs_wkt) else (own, target), []
+    return None if same_crs(crs[0].to_wkt(), crs[1].to_wkt()) else crs, []
 
 
 def _box(grid: Grid, crs: tuple[CRS, CRS] | None) -> list[float] | None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastdiffclip import __version__
 from fastdiffclip.config import Config, FlcConfig, LogisticConfig, ModelConfig, build_config, load_config
 from fastdiffclip.errors import InputDataError, UsageError, nearest
 from fastdiffclip.evaluate.contest import OURS
@@ -19,7 +18,7 @@ from fastdiffclip.train.flc import class_prompts
 from fastdiffclip.train.loop import fingerprint, settings_of
 
 FEATURE_PIXELS = 100  # of a class in a picture of features
-FORMAT = "study 2"  # of the journal's keys: raise it when results of the same settings change
+FORMAT = 3  # of the journal's entries and keys: raise it when results of the same settings change
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,7 @@ def _pretraining(config: Config, seed: int, shas: Sequence[str], budget: int) ->
     if config.prepare == "standard":
         tree["components"] = Config().components
     found = build_config(tree)
-    return Pretraining(fingerprint(FORMAT, "umd", settings_of(found), seed, list(shas)), found, seed)
+    return Pretraining(fingerprint("umd", settings_of(found), seed, list(shas)), found, seed)
 
 
 def _piece(job: Job, number: int, shots: int | None, seed: int, umd: str | None, shas: Sequence[str]) -> Piece:
@@ -258,5 +257,5 @@ def _piece(job: Job, number: int, shots: int | None, seed: int, umd: str | None,
     drawn = [job.split, shots, seed, job.window, job.on_short, job.classes, job.test_limit]
     what = [job.study.kind, line.row.method, line.row.features, line.row.stage]
     words = line.texts if line.row.method == OURS else None
-    key = fingerprint(FORMAT, __version__, what, settings, words, umd, drawn, list(shas))
+    key = fingerprint(what, settings, words, umd, drawn, list(shas))
     return Piece(key, number, shots, seed, umd)

@@ -40,15 +40,13 @@ def draw_maps(result: StudyResult, path: Path) -> None:
     dot = _dot_size(maps[1][1])
     height, width = (part.stop - part.start for part in shown)
     columns = _columns(len(maps), height / width)
-    across = WIDEST / columns
-    rows = math.ceil(len(maps) / columns)
+    across, rows = WIDEST / columns, math.ceil(len(maps) / columns)
     legend = _legend_rows(result, WIDEST)
     figure = Figure(
         figsize=(WIDEST, rows * (across * height / width + 0.2) + 0.45 + 0.2 * legend),
         layout=ConstrainedLayoutEngine(hspace=0.01, wspace=0.01),
     )
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (title, values) in zip(grid, maps, strict=False):
+    for axes, (title, values) in zip(_panels(figure, len(maps), columns), maps, strict=True):
         part = _enlarged(values[shown], dot)
         axes.imshow(
             colour_map(reduce_map(part, MAP_PIXELS), result.classes), interpolation="nearest",
@@ -56,10 +54,6 @@ def draw_maps(result: StudyResult, path: Path) -> None:
         )  # fmt: skip
         axes.set_title(title, fontsize=9, color=INK, loc="left", pad=3)
         axes.set_facecolor(UNLABELLED)
-    for axes in grid:
-        _bare(axes)
-    for axes in grid[len(maps) :]:
-        axes.set_axis_off()
     _legend(figure, result)
     shots = "all labels" if cells[0].shots is None else f"{cells[0].shots} shots per class"
     larger = f"; each pixel drawn {dot} pixels wide" if dot > 1 else ""
@@ -80,26 +74,24 @@ def draw_features(result: StudyResult, path: Path) -> None:
         figsize=(3.4 * columns, 3.4 * rows + 0.5 + 0.22 * _legend_rows(result, 3.4 * columns)), layout="constrained"
     )
     colours = {value: np.array(rgb) / 255 for value, rgb in class_colours(result.classes).items()}
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, cell in zip(grid, cells, strict=False):
+    for axes, cell in zip(_panels(figure, len(cells), columns), cells, strict=True):
         arrays = result.arrays(cell)
         plane, labels, shots = arrays["plane"], arrays["labels"], arrays["shots"]
         # In an order of their own, or the last class would hide the others.
         order = np.random.Generator(np.random.PCG64(0)).permutation(np.flatnonzero(~shots))
+        x, y = plane.T
         axes.scatter(
-            *plane[order].T, s=9, c=_shades(labels[order], colours), linewidths=0.3, edgecolors=(0, 0, 0, 0.25)
+            x[order], y[order], s=9, c=_shades(labels[order], colours), linewidths=0.3, edgecolors=(0, 0, 0, 0.25)
         )
-        axes.scatter(*plane[shots].T, s=34, c=_shades(labels[shots], colours), marker="D", linewidths=1, edgecolors=INK)
+        axes.scatter(
+            x[shots], y[shots], s=34, c=_shades(labels[shots], colours), marker="D", linewidths=1, edgecolors=INK
+        )
         entry = cell.entries[0]
         axes.set_title(
             f"{cell.row.label}\nnearest shot {entry['nearest']:.1f} %, {entry['dimensions']} dimensions",
             fontsize=9, color=INK, loc="left", pad=4,
         )  # fmt: skip
         axes.margins(0.05)
-    for axes in grid:
-        _bare(axes)
-    for axes in grid[len(cells) :]:
-        axes.set_axis_off()
     _legend(figure, result)
     count = "all labels" if cells[0].shots is None else f"{cells[0].shots} shots per class"
     what = "test pixels (dots) and shots (diamonds), t-SNE"
@@ -192,9 +184,15 @@ def _headline(figure: Figure, text: str) -> None:
     figure.suptitle(text, fontsize=10, color=INK, x=0.01, ha="left")
 
 
-def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_color(SPINE)
-        spine.set_linewidth(0.6)
+def _panels(figure: Figure, count: int, columns: int) -> list[Axes]:
+    """``count`` panels without ticks, row by row; the places that are left of the last row stay empty."""
+    panels = list(figure.subplots(math.ceil(count / columns), columns, squeeze=False).ravel())
+    for axes in panels:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_color(SPINE)
+            spine.set_linewidth(0.6)
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    return panels[:count]

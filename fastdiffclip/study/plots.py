@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,15 @@ GRID, SPINE = "#e6e6e6", "#9a9a9a"
 DPI = 130
 TICKS = 5  # at most, of an axis of percents
 HIGHEST = 100.0  # percent, beyond which no spread is drawn
+
+
+class Point(NamedTuple):
+    """Of a curve: where it stands, its mean and standard error, and what no band goes beyond."""
+
+    value: float
+    mean: float
+    error: float = 0.0
+    highest: float = math.inf
 
 
 def plot_figures(result: StudyResult, path: Path) -> None:
@@ -90,42 +100,66 @@ def _dot(axes: Axes, cell: Cell, place: int, judged: str, is_reference: bool) ->
 
 
 def _sweeps(result: StudyResult, path: Path) -> None:
-    """A panel per axis, a curve per number of shots with a band of one standard error to either side."""
+    """Two panels per axis, a curve per number of shots in each: means, and below them the table's differences to the
+    reference on the same draws, whose bands leave out what one draw has over another.
+    """
     from matplotlib.figure import Figure
 
-    axes_of = result.study.axes
-    figure = Figure(figsize=(0.6 + 4.2 * len(axes_of), 3.5), layout="constrained")
-    panels = figure.subplots(1, len(axes_of), sharey=True, squeeze=False)[0]
+    axes_of, judged = result.study.axes, result.study.judged_by
+    figure = Figure(figsize=(0.6 + 4.2 * len(axes_of), 5.4), layout="constrained")
+    grid = figure.subplots(2, len(axes_of), sharex="col", sharey="row", squeeze=False, height_ratios=(5, 4))
     shots = list(dict.fromkeys(cell.shots for cell in result.cells))
-    judged = result.study.judged_by
-    for axes, (panel, words) in zip(panels, axes_of, strict=True):
-        dress(axes)
-        axes.set_xlabel(words, fontsize=8.5, color=INK)
+    for (above, below), (panel, words) in zip(grid.T, axes_of, strict=True):
+        dress(above)
+        dress(below)
+        below.set_xlabel(words, fontsize=8.5, color=INK)
+        below.axhline(0.0, color=INK, linewidth=0.8, zorder=1)
         for k, colour in zip(shots, SHOTS_COLOURS * len(shots), strict=False):
             own = [cell for cell in result.cells if cell.shots == k and cell.row.panel == panel]
-            _curve(axes, own, judged, colour, _shots_words(k))
-        _value_axis(axes, sorted({cell.row.value or 0.0 for cell in result.cells if cell.row.panel == panel} - {0.0}))
-        if axes.get_legend_handles_labels()[0] and axes is panels[0]:
-            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
-    panels[0].set_ylabel(f"{FIGURES[judged]}, percent", fontsize=8.5, color=INK)
-    _title(figure, result, "bands: one standard error to either side")
+            _curve(above, _means(own, judged), colour, _shots_words(k))
+            _curve(below, _differences(own, judged, result.reference), colour)
+        _value_axis(below, sorted({cell.row.value or 0.0 for cell in result.cells if cell.row.panel == panel} - {0.0}))
+    if grid[0, 0].get_legend_handles_labels()[0]:
+        above_the_panel = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2, "borderaxespad": 0.2}
+        grid[0, 0].legend(frameon=False, fontsize=8, labelcolor=INK, **above_the_panel)
+    against = f"difference to\n{textwrap.fill(result.reference, 26)},\npoints of {FIGURES[judged]}"
+    for axes, words in zip(grid[:, 0], (f"{FIGURES[judged]}, percent", against), strict=True):
+        axes.set_ylabel(words, fontsize=8.5, color=INK)
+    figure.align_ylabels(grid[:, 0])
+    _title(figure, result, "bands: one standard error to either side; below, of the paired differences")
     figure.savefig(path, dpi=DPI)
 
 
-def _curve(axes: Axes, cells: Sequence[Cell], judged: str, colour: str, label: str) -> None:
-    points = sorted((cell.row.value or 0.0, _values(cell, judged)) for cell in cells if len(_values(cell, judged)))
-    for value, draws in points:
-        if value == 0.0:  # nothing of it: a level that the curve is to rise above
-            axes.axhline(draws.mean(), color=colour, linewidth=1.2, linestyle=":", label=f"{label}, random weights")
-    curve = [(value, draws) for value, draws in points if value > 0.0]
+def _means(cells: Sequence[Cell], judged: str) -> list[Point]:
+    found = ((cell.row.value or 0.0, _values(cell, judged)) for cell in cells)
+    return [
+        Point(value, draws.mean(), draws.std(ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else 0.0, HIGHEST)
+        for value, draws in found
+        if len(draws)
+    ]
+
+
+def _differences(cells: Sequence[Cell], judged: str, reference: str) -> list[Point]:
+    """As the table has them; the reference stands at 0 where it has a place on the axis."""
+    points = [Point(cell.row.value, 0.0) for cell in cells if cell.row.label == reference and cell.row.value]
+    for cell in cells:
+        if judged in cell.differences:
+            found = cell.differences[judged]
+            points.append(Point(cell.row.value or 0.0, found["mean"], found["se"] or 0.0))
+    return points
+
+
+def _curve(axes: Axes, points: Sequence[Point], colour: str, label: str = "") -> None:
+    """A line with a band; a value of 0 is nothing of what is swept, a level that the line is to rise above."""
+    curve = sorted(point for point in points if point.value > 0.0)
+    for level in (point for point in points if point.value == 0.0):
+        words = f"{label}, random weights" if label else ""
+        axes.axhline(level.mean, color=colour, linewidth=1.2, linestyle=":", label=words)
     if not curve:
         return
-    x = np.array([value for value, _ in curve])
-    mean = np.array([draws.mean() for _, draws in curve])
-    error = np.array([draws.std(ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else 0.0 for _, draws in curve])
-    axes.fill_between(
-        x, mean - error, np.minimum(mean + error, HIGHEST), color=colour, alpha=0.15, linewidth=0, zorder=1
-    )
+    x, mean, error, highest = np.array(curve).T
+    ends = mean - error, np.minimum(mean + error, highest)
+    axes.fill_between(x, *ends, color=colour, alpha=0.15, linewidth=0, zorder=1)
     axes.plot(x, mean, color=colour, linewidth=1.6, marker="o", markersize=4.5, label=label, zorder=3)
 
 

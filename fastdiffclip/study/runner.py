@@ -106,7 +106,7 @@ def run_study(
         settings = load_config(options.recipe, options.file, options.overrides)
         budget = memory_budget(settings.memory_gib) // (SOURCES * max(jobs, 1))
         job, notes = make_job(study, scenes, options, out, device, budget)
-        journal = Journal(out / JOURNAL, FORMAT)
+        journal = Journal(out / JOURNAL, "study", FORMAT)
         absent = {piece.key: piece for piece in job.pieces if not _is_there(journal, out, study, piece)}
         missing = sorted(absent.values(), key=lambda piece: piece.line)  # what a line reads stays in memory
         needed = {piece.umd for piece in missing}

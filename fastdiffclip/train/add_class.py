@@ -82,7 +82,7 @@ def add_class(
         known = _with_shots(run, head, known, new, np.array(labelled), _windows(run, found), unlabelled, where)
     elif unlabelled is not None:
         known = known.with_described([new], unlabelled, run.config)
-    open_folder(out, resume=False)
+    open_folder(out, resume=None)
     _save(run, head, known, out, trained, labelled)
     return asdict(new.info) | known.added[-1]
 

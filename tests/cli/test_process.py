@@ -82,6 +82,17 @@ def test_an_interrupted_run_says_what_it_left(resumable: bool, tmp_path: Path) -
     assert (full / "part").exists()
 
 
+@pytest.mark.parametrize(
+    ("resumable", "end"), [(True, ", then continue with --resume --out "), (False, "; what was finished lies in ")]
+)
+def test_how_to_go_on_is_said_of_the_command_and_not_of_its_stage(resumable: bool, end: str, tmp_path: Path) -> None:
+    full = f"the disk is full, then continue with --resume --out {tmp_path / 'umd'}"
+    for said, expected in ((full, f"the disk is full{end}{tmp_path}"), ("the disk is full", "the disk is full")):
+        with pytest.raises(ResourceError) as caught, process.keeping("evaluate", tmp_path, resumable):
+            raise ResourceError(said)
+        assert str(caught.value) == expected
+
+
 def test_a_failed_run_leaves_no_empty_folder(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "scene" / "umd"
     with pytest.raises(InputDataError), process.keeping("train-umd", folder):

@@ -57,6 +57,23 @@ def test_wrong_usage(arguments: list[str], words: list[str], call: Callable[...,
     assert sorted(scene.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("command", "others"),
+    [
+        ("demo", []), ("train-umd", []), ("train-flc", []), ("evaluate", []), ("study", ["table4"]),
+        ("add-class", ["m", "scene.zarr", "--name", "pond"]),
+    ],
+)  # fmt: skip
+def test_a_full_folder_points_to_resume_where_there_is_such_an_option(
+    command: str, others: list[str], call: Callable[..., Any], scene: Path
+) -> None:
+    (scene / "full").mkdir()
+    (scene / "full" / "mine.txt").write_text("mine")
+    refused = call([command, *others, "--out", "full"], scene)
+    refused.one_sentence(2, "full is not empty; give another --out")
+    assert ("--resume" in refused.err) == ("--resume" in call([command, "--help"], scene).out)
+
+
 def test_wrong_usage_as_a_process(real: Callable[..., Any], scene: Path) -> None:
     real(["train-umd", "scene.zarr", "--set", "umd.epoch=3"], scene).one_sentence(2, "did you mean 'umd.epochs'")
     real(["train-umd", "--shots", "3"], scene).one_sentence(2, "no such option: --shots")

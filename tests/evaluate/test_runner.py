@@ -180,6 +180,35 @@ def test_results_of_other_settings_are_not_taken(
     run(plan, memory, out=out, resume=True)
 
 
+def test_results_of_other_texts_or_another_version_are_not_taken(
+    run: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, out = tmp_path / "texts.yaml", tmp_path / "out"
+    plan = Plan(shots=(2,), seeds=1, baselines=(), prompts=str(texts))
+    texts.write_text("{1: water, 2: grass, 4: a roof}")
+    run(plan, out=out)
+    texts.write_text("{4: a roof, 2: grass, 1: water}")  # worded alike
+    run(plan, out=out, resume=True)
+    texts.write_text("{1: a lake, 2: grass, 4: a roof}")
+    with pytest.raises(UsageError, match=r"predictions\.jsonl was made with other settings"):
+        run(plan, out=out, resume=True)
+    texts.write_text("{1: water, 2: grass, 4: a roof}")
+    monkeypatch.setattr(runner, "FORMAT", runner.FORMAT + 1)
+    with pytest.raises(UsageError, match=r"predictions\.jsonl was written by fastdiffclip"):
+        run(plan, out=out, resume=True)
+
+
+def test_a_folder_belongs_to_one_evaluation_at_a_time(run: Callable[..., list[dict[str, Any]]], tmp_path: Path) -> None:
+    plan, out = Plan(shots=(2,), seeds=1, baselines=()), tmp_path / "out"
+
+    def another(task: str, done: int, total: int, note: str = "") -> None:
+        with pytest.raises(UsageError, match="another process works in"):
+            run(plan, out=out, resume=True)
+
+    run(plan, out=out, progress=another)
+    assert os.listdir(out) == ["predictions.jsonl"]
+
+
 def test_pretraining_is_kept(small_scene: Scene, small_config: Config, small_umd: UmdResult, tmp_path: Path) -> None:
     plan, tasks = Plan(shots=(2,), seeds=1, baselines=()), []
 

@@ -13,21 +13,19 @@ from hypothesis import strategies as st
 
 from fastdiffclip.config import Config, LogisticConfig
 from fastdiffclip.errors import UsageError
-from fastdiffclip.infer import engine, unfinished
+from fastdiffclip.infer import engine
 from fastdiffclip.infer.classifier import Classifier
-from fastdiffclip.infer.engine import Batches
-from fastdiffclip.infer.finish import Outputs, none_of
-from fastdiffclip.infer.interest import interest_of
+from fastdiffclip.infer.finish import none_of
 from fastdiffclip.infer.raster import read_class_map
-from fastdiffclip.infer.stream import Task, open_job, predict
+from fastdiffclip.infer.stream import predict
 from fastdiffclip.infer.tiles import Rect
 from fastdiffclip.model import spectral_denoiser
-from fastdiffclip.runtime import StopRequest, silent
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import ClassInfo, Scene
 from fastdiffclip.train.flc import Shots, train_flc
 
-SMALL = Batches(stem=13, windows=8, tile=29)
+from .streams import SMALL, raw_probabilities
+
 VIEWS = {
     "means": ("means", "neighbours", "pixel"),
     "tokens": ("means", "tokens"),
@@ -55,20 +53,6 @@ def classifier(
         return Classifier.load(out, "cpu", "fp32")
 
 
-def raw_bits(classifier: Classifier, scene: Scene, folder: Path, rows: int, cols: int, **part: str) -> np.ndarray:
-    """``(K, H, W)`` bits of the probabilities after blocks of ``rows`` x ``cols`` tiles."""
-    outputs = Outputs(folder / "map.tif", folder / "p.tif")
-    with open_job(scene, classifier, outputs, interest_of(scene, **part), "cpu") as job:
-        lock, _ = unfinished.start(outputs.map, {}, False)
-        with job.unfinished() as state:
-            Task(job, state, StopRequest(), silent).work(job.blocks(rows, cols))
-            area = job.interest.area
-            found = state.files["probabilities"].read(Rect(0, area.height, 0, area.width))
-        unfinished.discard(outputs.map)
-        lock.release()
-    return found.view(np.uint32)
-
-
 def test_a_map_is_what_single_windows_give(classifier: Classifier, small_scene: Scene, tmp_path: Path) -> None:
     predict(small_scene, classifier, tmp_path / "map.tif", probabilities=tmp_path / "p.tif")
     with rasterio.open(tmp_path / "p.tif") as file:
@@ -88,19 +72,21 @@ def test_blocks_do_not_show_in_a_bit(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(engine.BATCHES, "cpu", SMALL)
-        whole = raw_bits(classifier, small_scene, tmp_path_factory.mktemp("whole"), 99, 99)
-        assert np.array_equal(raw_bits(classifier, small_scene, tmp_path_factory.mktemp("cut"), rows, cols), whole)
+        whole = raw_probabilities(classifier, small_scene, tmp_path_factory.mktemp("whole"), 99, 99)
+        assert np.array_equal(
+            raw_probabilities(classifier, small_scene, tmp_path_factory.mktemp("cut"), rows, cols), whole
+        )
 
 
 def test_threads_and_boxes_do_not_show_in_a_bit(classifier: Classifier, small_scene: Scene, tmp_path: Path) -> None:
-    whole = raw_bits(classifier, small_scene, tmp_path, 99, 99)
+    whole = raw_probabilities(classifier, small_scene, tmp_path, 99, 99)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert np.array_equal(raw_bits(classifier, small_scene, tmp_path, 1, 1), whole)
+        assert np.array_equal(raw_probabilities(classifier, small_scene, tmp_path, 1, 1), whole)
     finally:
         torch.set_num_threads(before)
-    box = raw_bits(classifier, small_scene, tmp_path, 1, 1, bbox="pixels:7,3,19,20")
+    box = raw_probabilities(classifier, small_scene, tmp_path, 1, 1, bbox="pixels:7,3,19,20")
     assert np.array_equal(box, whole[:, 3:20, 7:19])
 
 

@@ -24,7 +24,6 @@ from fastdiffclip.infer.plan import Plan, make_plan, seconds_per_pixel
 from fastdiffclip.infer.tiles import Rect
 from fastdiffclip.scene.store import Modality, Scene, open_scene
 from fastdiffclip.scene.writer import SceneWriter
-from fastdiffclip.train.flc import FlcResult
 
 GIBI = 1 << 30
 
@@ -33,12 +32,6 @@ GIBI = 1 << 30
 def constant_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process before the prediction, which grows a little all the time."""
     monkeypatch.setattr("fastdiffclip.infer.plan._resident_bytes", lambda: 300 << 20)
-
-
-@pytest.fixture(scope="module")
-def classifier(flc_run: FlcResult) -> Classifier:
-    assert flc_run.folder is not None
-    return Classifier.load(flc_run.folder, "cpu", "fp32")
 
 
 def plan(classifier: Classifier, height: int, width: int, bands: int = 12, **limits: Any) -> Plan:

@@ -1,4 +1,4 @@
-"""Maps of whole scenes: equal to predicting pixel by pixel, whatever the blocks, and nothing left after a failure."""
+"""Maps of whole scenes: equal to predicting pixel by pixel, whatever the blocks."""
 
 from __future__ import annotations
 
@@ -17,33 +17,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastdiffclip.errors import InputDataError, ResourceError, UsageError
-from fastdiffclip.infer import engine, unfinished
+from fastdiffclip.errors import InputDataError
+from fastdiffclip.infer import engine
 from fastdiffclip.infer.classifier import Classifier
 from fastdiffclip.infer.engine import Batches
 from fastdiffclip.infer.finish import Outputs
 from fastdiffclip.infer.interest import interest_of
-from fastdiffclip.infer.stream import Prediction, Task, open_job, predict
-from fastdiffclip.infer.tiles import Rect
-from fastdiffclip.runtime import StopRequest, silent
+from fastdiffclip.infer.stream import Prediction, open_job, predict
 from fastdiffclip.scene.layout import StoredArray
 from fastdiffclip.scene.source import WindowSource
 from fastdiffclip.scene.store import Scene, open_scene
 from fastdiffclip.scene.writer import SceneWriter
 from fastdiffclip.train.flc import FlcResult
 
-SMALL = Batches(stem=13, windows=8, tile=29)  # two columns and 24 rows of tiles in the small scene
-
-
-@pytest.fixture(scope="module")
-def classifier(flc_run: FlcResult) -> Classifier:
-    assert flc_run.folder is not None
-    return Classifier.load(flc_run.folder, "cpu", "fp32")
-
-
-@pytest.fixture
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(engine.BATCHES, "cpu", SMALL)
+from .streams import raw_probabilities, write_scene
 
 
 @contextmanager
@@ -54,19 +41,6 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def write_scene(path: Path, like: Scene, rows: slice = slice(None), cols: slice = slice(None), **changes: Any) -> Scene:
-    """A part of a scene; ``changes`` replace what is given to the first modality."""
-    hsi, lidar = like.read("hsi", rows, cols), like.read("lidar", rows, cols)
-    modality = like.modalities["hsi"]
-    given: dict[str, Any] = {
-        "source": hsi, "bands": 12, "dtype": "uint16", "wavelengths": modality.wavelengths, "scale": 1e-4,
-    } | changes  # fmt: skip
-    with SceneWriter(path, height=hsi.shape[0], width=hsi.shape[1]) as writer:
-        writer.add_modality("hsi", **given)
-        writer.add_modality("lidar", lidar, bands=1, dtype="float32")
-    return open_scene(path)
 
 
 def pixel_by_pixel(classifier: Classifier, scene: Scene) -> np.ndarray:
@@ -80,23 +54,6 @@ def pixel_by_pixel(classifier: Classifier, scene: Scene) -> np.ndarray:
         part = centres[first : first + 50]
         result[part[:, 1], part[:, 2]] = classifier.probabilities(source.windows(part))
     return result
-
-
-def raw_probabilities(
-    classifier: Classifier, scene: Scene, folder: Path, rows: int = 1, cols: int = 1, **part: Any
-) -> np.ndarray:
-    """``(K, H, W)`` bits as uint32 of what stands in the raw file after blocks of ``rows`` x ``cols`` tiles."""
-    outputs = Outputs(folder / "map.tif", folder / "p.tif")
-    with open_job(scene, classifier, outputs, interest_of(scene, **part), "cpu") as job:
-        lock, _ = unfinished.start(outputs.map, {}, False)
-        with job.unfinished() as state:
-            Task(job, state, StopRequest(), silent).work(job.blocks(rows, cols))
-            assert state.done == set(job.wanted_tiles)
-            area = job.interest.area
-            found = state.files["probabilities"].read(Rect(0, area.height, 0, area.width))
-        unfinished.discard(outputs.map)
-        lock.release()
-    return found.view(np.uint32)
 
 
 def run(classifier: Classifier, scene: Scene, out: Path, rows: int, cols: int, **part: Any) -> Prediction:
@@ -320,78 +277,6 @@ def test_no_valid_pixel_leaves_nothing(
     with pytest.raises(InputDataError, match=r"no pixel of .*s\.zarr .* is valid in every modality"):
         predict(scene, classifier, out / "map.tif", probabilities=out / "p.tif" if with_probabilities else None)
     assert not out.exists() or os.listdir(out) == []
-
-
-def test_a_failure_half_way_leaves_no_output_and_can_be_taken_up(
-    classifier: Classifier, small_scene: Scene, tmp_path: Path, small_tiles: None
-) -> None:
-    predict(small_scene, classifier, tmp_path / "map.tif", probabilities=tmp_path / "p.tif")
-    out = tmp_path / "out"
-    begun: list[int] = []
-
-    def interrupt(task: str, done: int, total: int, note: str = "") -> None:
-        if done > total // 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        predict(small_scene, classifier, out / "map.tif", probabilities=out / "p.tif", progress=interrupt)
-    assert os.listdir(out) == [".map.tif.partial"]
-    predict(
-        small_scene, classifier, out / "map.tif", probabilities=out / "p.tif", resume=True, memory=1 << 40,
-        progress=lambda task, done, total, note: begun.append(done),
-    )  # fmt: skip
-    assert begun[0] >= 360
-    for name in ("map.tif", "p.tif"):
-        assert (out / name).read_bytes() == (tmp_path / name).read_bytes()
-    assert sorted(os.listdir(out)) == ["map.tif", "map.tif.aux.xml", "p.tif"]
-
-
-def test_damage_to_the_scene_ends_the_run_with_its_own_error(
-    classifier: Classifier, small_scene: Scene, tmp_path: Path, small_tiles: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastdiffclip.scene.writer.chunk_shape", lambda height, width, *_: (4, width))
-    scene = write_scene(tmp_path / "s.zarr", small_scene)
-    chunk = tmp_path / "s.zarr" / "hsi" / "c" / "4" / "0" / "0"
-    data = bytearray(chunk.read_bytes())
-    data[9] ^= 1
-    chunk.write_bytes(bytes(data))
-    with pytest.raises(InputDataError, match="array 'hsi', chunk 4/0/0 is damaged"):
-        raw_probabilities(classifier, scene, tmp_path)
-    assert not (tmp_path / "map.tif").exists()
-
-
-def test_a_failure_to_write_ends_the_run_with_its_own_error(
-    classifier: Classifier, small_scene: Scene, tmp_path: Path, small_tiles: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.pwrite", full)
-    with pytest.raises(ResourceError, match=r"cannot write .*map\.tif: No space left on device"):
-        predict(small_scene, classifier, tmp_path / "map.tif")
-    assert os.listdir(tmp_path) == []
-
-
-def test_an_output_that_cannot_be_written(classifier: Classifier, small_scene: Scene, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="cannot write"):
-        predict(small_scene, classifier, tmp_path / "file" / "map.tif")
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_second_run_on_one_output_is_refused(classifier: Classifier, small_scene: Scene, tmp_path: Path) -> None:
-    refused: list[str] = []
-
-    def second(task: str, done: int, total: int, note: str = "") -> None:
-        if not refused:
-            refused.append("")
-            with pytest.raises(UsageError, match="another process is predicting into") as found:
-                predict(small_scene, classifier, tmp_path / "map.tif", resume=True)
-            refused[0] = str(found.value)
-
-    predict(small_scene, classifier, tmp_path / "map.tif", progress=second)
-    assert "give another --out" in refused[0]
-    assert sorted(os.listdir(tmp_path)) == ["map.tif", "map.tif.aux.xml"]
 
 
 def test_a_damaged_model_is_named(flc_run: FlcResult, small_scene: Scene, tmp_path: Path) -> None:

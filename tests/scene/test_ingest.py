@@ -10,52 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-import scipy.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fastdiffclip.errors import FastDiffCLIPError, InputDataError, UsageError
-from fastdiffclip.scene.ingest import IngestReport, IngestRequest, ingest
+from fastdiffclip.scene.ingest import IngestRequest, ingest
 from fastdiffclip.scene.store import open_scene, scene_summary, verify_scene
 
-TRANSFORM = rasterio.Affine(1, 0, 404023, 0, -1, 3284961)
-
-
-def tiff(path: Path, cube: np.ndarray, crs: str | None = "EPSG:32617", shift: float = 0.0, **profile: object) -> str:
-    """Write (H, W[, bands]) as GeoTIFF, its origin shifted by pixels; return the path."""
-    planes = np.moveaxis(cube[..., np.newaxis] if cube.ndim == 2 else cube, -1, 0)
-    path.parent.mkdir(exist_ok=True, parents=True)
-    transform = rasterio.Affine(*TRANSFORM[:2], TRANSFORM.c + shift * TRANSFORM.a, *TRANSFORM[3:6])
-    options = {"transform": transform, "crs": crs, **profile}
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=len(planes),
-        height=cube.shape[0],
-        width=cube.shape[1],
-        dtype=cube.dtype,
-        **options,
-    ) as dataset:
-        dataset.write(planes)
-    return str(path)
-
-
-def npy(path: Path, array: np.ndarray) -> str:
-    np.save(path, array)
-    return str(path)
-
-
-def cube(height: int = 6, width: int = 7, bands: int = 4, dtype: str = "uint16") -> np.ndarray:
-    return np.random.default_rng(1).integers(1, 1000, (height, width, bands)).astype(dtype)
-
-
-def run(tmp_path: Path, hsi: np.ndarray | str, **options: object) -> IngestReport:
-    """Ingest one modality (an array or a spec) to out.zarr."""
-    spec = hsi if isinstance(hsi, str) else npy(tmp_path / "hsi.npy", hsi)
-    more = options.pop("more", [])
-    return ingest(IngestRequest([("hsi", spec), *more], tmp_path / "out.zarr", **options))  # type: ignore[arg-type, misc]
+from .ingest_files import TRANSFORM, cube, npy, plots, run, tiff
 
 
 @settings(max_examples=40, deadline=None)
@@ -218,56 +181,6 @@ def test_float64_beyond_float32_is_invalid_not_a_warning(tmp_path: Path) -> None
     np.testing.assert_array_equal(open_scene(tmp_path / "out.zarr").read_valid("hsi"), [[False, False], [True, True]])
 
 
-@pytest.mark.parametrize(("text", "flags"), [
-    ("0\n1\n0\n", [0, 1, 0]), ("0,1,1", [0, 1, 1]), ("2", [0, 1, 0]), ("1, 3", [1, 0, 1]),
-    ("2-3 # water", [0, 1, 1]),    ("", [0, 0, 0]), ("1", [1, 0, 0]),
-])  # fmt: skip
-def test_bad_bands(tmp_path: Path, text: str, flags: list[int]) -> None:
-    (tmp_path / "bad.txt").write_text(text)
-    run(tmp_path, cube(bands=3), bad_bands=tmp_path / "bad.txt")
-    assert open_scene(tmp_path / "out.zarr").modalities["hsi"].bad_bands == tuple(map(bool, flags))
-
-
-@pytest.mark.parametrize(("text", "message"), [
-    ("9" * 5000, "is no band of 1 to 3"),
-    ("4", "'4' is no band of 1 to 3"), ("0 1", "'0' is no band"), ("x", "'x' is no band"),
-    ("3-2", "'3-2' is no band"),    ("1 1 1", "all 3 bands as bad"),
-])  # fmt: skip
-def test_wrong_bad_bands(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "bad.txt").write_text(text)
-    with pytest.raises(InputDataError, match=message):
-        run(tmp_path, cube(bands=3), bad_bands=tmp_path / "bad.txt")
-
-
-@pytest.mark.parametrize(("text", "expected"), [
-    ("450\n550.5\n", (450.0, 550.5)),
-    ("0.45\n2.5\n", (450.0, 2500.0)),
-    ("# nm\nwavelength\n99\n101\n", (99.0, 101.0)),
-    ("name;wavelength_nm\nb1;450\nb2;550\n", (450.0, 550.0)),
-])  # fmt: skip
-def test_wavelengths(tmp_path: Path, text: str, expected: tuple[float, float]) -> None:
-    (tmp_path / "w.txt").write_text(text)
-    run(tmp_path, cube(bands=2), wavelengths=tmp_path / "w.txt")
-    assert open_scene(tmp_path / "out.zarr").modalities["hsi"].wavelengths == expected
-
-
-def test_wavelengths_from_a_matlab_vector(tmp_path: Path) -> None:
-    scipy.io.savemat(tmp_path / "w.mat", {"w": np.array([[450.0], [550.0]]), "x": np.ones((2, 2))})
-    run(tmp_path, cube(bands=2), wavelengths=f"{tmp_path}/w.mat:w")
-    assert open_scene(tmp_path / "out.zarr").modalities["hsi"].wavelengths == (450.0, 550.0)
-
-
-@pytest.mark.parametrize(("text", "message"), [
-    ("450\n", "has 1 wavelengths, the raster has 2 bands"),
-    ("450\nx\n", "line 2: found 'x'"),
-    ("1,450\n2,550\n", "line 1: found '1 450'.* header"), ("450\n-1\n", "not a positive number"),
-])  # fmt: skip
-def test_wrong_wavelengths(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "w.txt").write_text(text)
-    with pytest.raises(InputDataError, match=message):
-        run(tmp_path, cube(bands=2), wavelengths=tmp_path / "w.txt")
-
-
 def test_grids_that_differ_are_both_named(tmp_path: Path) -> None:
     plane = np.ones((6, 7), np.uint8)
     hsi = tiff(tmp_path / "hsi.tif", cube())
@@ -306,62 +219,6 @@ def test_georeference_comes_from_whichever_file_has_one(tmp_path: Path) -> None:
                 ("x", tiff(tmp_path / "x.tif", np.ones((6, 7)), shift=3)),
             ],
         )
-
-
-def plots(tmp_path: Path, folder: str, names: list[str], bands: int = 2) -> str:
-    for i, name in enumerate(names):
-        tiff(
-            tmp_path / folder / f"{name}.tif",
-            np.full((3, 4, bands), i + 1, np.uint8) + np.arange(4)[:, None].astype("u1"),
-        )
-    return f"{tmp_path}/{folder}/*.tif"
-
-
-def test_globs_make_scenes_matched_by_stem(tmp_path: Path) -> None:
-    hsi = plots(tmp_path, "hsi", ["p1", "p2", "p10"])
-    lidar = plots(tmp_path, "chm", ["p10", "p2", "p1", "p0"], bands=1)
-    report = ingest(
-        IngestRequest(
-            [("hsi", hsi), ("lidar", lidar)],
-            tmp_path / "out",
-            labels=[("labels", plots(tmp_path, "gt", ["p1", "p10", "p2"], 1))],
-        )
-    )
-    assert [p.name for p in report.scenes] == ["p1.zarr", "p2.zarr", "p10.zarr"]
-    scenes = [open_scene(path) for path in report.scenes]
-    assert [s.name for s in scenes] == ["p1", "p2", "p10"]
-    assert [int(s.read("hsi")[0, 0, 0]) for s in scenes] == [1, 2, 3]
-    assert [int(s.read("lidar")[0, 0, 0]) for s in scenes] == [3, 2, 1]
-    assert scenes[0].classes == scenes[2].classes and len(scenes[0].classes) == 6  # one table over all scenes
-    assert "lidar: 1 files belong to no modality hsi file and are not used: p0" in report.warnings[0]
-
-
-def test_globs_without_a_common_stem_go_by_order(tmp_path: Path) -> None:
-    specs = [
-        ("hsi", plots(tmp_path, "a", ["hsi_9", "hsi_10"])),
-        ("lidar", plots(tmp_path, "b", ["chm_9", "chm_10"], 1)),
-    ]
-    report = ingest(IngestRequest(specs, tmp_path / "out"))
-    assert [int(open_scene(p).read("lidar")[0, 0, 0]) for p in report.scenes] == [1, 2]
-
-
-def test_globs_that_do_not_match(tmp_path: Path) -> None:
-    hsi = plots(tmp_path, "hsi", ["p1", "p2", "p3"])
-    for names, message in (
-        (
-            ["p1", "p2"],
-            "2 files for 3 .* modality hsi without modality lidar: p3; .* without modality hsi: none",
-        ),
-        (["p1", "p2", "q3"], "without modality lidar: p3; modality lidar without modality hsi: q3"),
-        (["a", "b"], "p1, p2, p3"),
-    ):
-        folder = "-".join(names)
-        with pytest.raises(InputDataError, match=message):
-            ingest(IngestRequest([("hsi", hsi), ("lidar", plots(tmp_path, folder, names, 1))], tmp_path / "out"))
-    plots(tmp_path, "hsi/deeper", ["p1"])
-    with pytest.raises(InputDataError, match="several files are called p1"):
-        ingest(IngestRequest([("hsi", f"{tmp_path}/hsi/**/*.tif")], tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_failure_in_one_of_many_scenes_leaves_none(tmp_path: Path) -> None:

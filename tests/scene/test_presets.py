@@ -7,17 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.io
 
-from fastdiffclip.errors import InputDataError, UsageError
+from fastdiffclip.errors import UsageError
 from fastdiffclip.model.prompts import load_preset as load_prompts
 from fastdiffclip.model.text import CONTEXT, load_tokenizer
-from fastdiffclip.scene.ingest import IngestReport
 from fastdiffclip.scene.presets import PRESETS, ingest_preset, load_preset, preset_request
-from fastdiffclip.scene.store import Scene, open_scene
+
+from .preset_files import RNG, mat, refused, run
 
 HEIGHT, WIDTH = 12, 20
-RNG = np.random.default_rng(5)
 SCENES = [name for name in PRESETS if name != "mrnet"]
 BANDS = {"houston2013": 144, "trento": 63, "muufl": 64}
 
@@ -33,16 +31,6 @@ def heights(bands: int = 1) -> np.ndarray:
 
 def labels(classes: int = 3) -> np.ndarray:
     return RNG.integers(0, classes + 1, (HEIGHT, WIDTH)).astype(np.uint8)
-
-
-def mat(path: Path, **variables: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scipy.io.savemat(path, variables)
-
-
-def run(name: str, folder: Path, **options: object) -> tuple[Scene, IngestReport]:
-    report = ingest_preset(name, folder, folder.parent / f"{folder.name}-out.zarr", **options)  # type: ignore[arg-type]
-    return open_scene(report.scenes[0]), report
 
 
 def split_files(folder: Path, name: str) -> dict[str, np.ndarray]:
@@ -220,13 +208,6 @@ def test_recorded_sources_and_name(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def refused(name: str, folder: Path) -> str:
-    with pytest.raises(InputDataError) as raised:
-        ingest_preset(name, folder, folder.parent / "none.zarr")
-    assert "\n" not in str(raised.value) and not [path for path in folder.parent.glob("*none.zarr*")]
-    return str(raised.value)
-
-
 def test_what_is_missing_and_what_is_there(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     split_files(folder, "trento")
@@ -364,48 +345,3 @@ def test_texts_of_the_tasks_fit_the_text_tower(tmp_path: Path) -> None:
         texts = [f"{row['name']}: {row['description']}" for row in rows]
         assert len(set(texts)) == 2
         assert all(length < CONTEXT - 1 for length in tokenizer.encode_batch(texts)[1].tolist())
-
-
-def test_trento_real_pieces(tmp_path: Path, real_data: Path) -> None:
-    """The real LiDAR and official maps of Trento, with a made-up cube: the spectra are not public here."""
-    folder = tmp_path / "Trento"
-    folder.mkdir()
-    for name in ("LiDAR.mat", "TRLabel.mat", "TSLabel.mat"):
-        (folder / name).write_bytes((real_data / "trento_lidar" / name).read_bytes())
-    mat(folder / "Italy_hsi.mat", data=RNG.integers(1, 9000, (166, 600, 63)).astype(np.uint16))
-    scene, report = run("trento", folder)
-    assert report.warnings == [] and (scene.height, scene.width) == (166, 600)
-    assert np.count_nonzero(scene.read_labels("train")) == 819
-    assert np.count_nonzero(scene.read_labels("test")) == 29395
-    lidar = scipy.io.loadmat(real_data / "trento_lidar" / "LiDAR.mat")["LiDAR"]
-    np.testing.assert_array_equal(scene.read("lidar")[..., 0], lidar)
-
-
-def test_houston_real_maps(tmp_path: Path, real_data: Path) -> None:
-    """The official maps and the known part of the LiDAR features in the MATLAB layout, with a made-up thin cube."""
-    folder = tmp_path / "Houston"
-    with np.load(real_data / "houston2013" / "houston2013_canvas.npz") as canvas:
-        mat(folder / "TRLabel.mat", TRLabel=canvas["tr_label"])
-        mat(folder / "TSLabel.mat", TSLabel=canvas["ts_label"])
-        mat(folder / "LiDAR.mat", LiDAR=canvas["lidar21"][..., :1])
-    np.save(folder / "HSI.npy", np.ones((349, 1905, 1), np.uint8) * np.arange(100, dtype=np.uint8))
-    request, notes = preset_request("houston2013", folder, tmp_path / "out.zarr")
-    assert notes == [] and request.labels == [
-        ("train", str(folder / "TRLabel.mat")), ("test", str(folder / "TSLabel.mat")),
-    ]  # fmt: skip
-    scene, _ = run("houston2013", folder)
-    assert np.count_nonzero(scene.read_labels("train")) == 2832 and len(scene.classes) == 15
-
-
-def test_muufl_real_crop(tmp_path: Path, real_data: Path) -> None:
-    """A real crop in the split layout, with a made-up surface and labels."""
-    crop = scipy.io.loadmat(real_data / "muufl_crops" / "an_hsi_image_sub_for_demo.mat")
-    plane = crop["hsi_img_sub"].shape[:2]
-    mat(tmp_path / "data" / "muufl_hsi.mat", **{key: crop[key] for key in ("hsi_img_sub", "wavelengths", "mask_sub")})
-    assert "looked for HSI, hsi" in refused("muufl", tmp_path / "data")
-    mat(tmp_path / "data" / "muufl_hsi.mat", hsi=crop["hsi_img_sub"], wavelengths=crop["wavelengths"])
-    mat(tmp_path / "data" / "muufl_lidar.mat", lidar=np.ones(plane, np.float32))
-    mat(tmp_path / "data" / "muufl_gt.mat", muufl_gt=np.where(crop["mask_sub"], 2, -1))
-    scene, _ = run("muufl", tmp_path / "data")
-    np.testing.assert_array_equal(scene.read("hsi"), crop["hsi_img_sub"])
-    assert set(np.unique(scene.read_labels())) <= {0, 2}

@@ -20,6 +20,8 @@ from fastdiffclip.errors import InputDataError
 from fastdiffclip.scene.readers import expand, open_raster
 from fastdiffclip.scene.readers.source import RasterSource
 
+from .readers.damage import Canary
+
 TRANSFORM = rasterio.Affine(0.5, 0, 404023, 0, -0.5, 3284961)
 REAL_DTYPES = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
 
@@ -198,19 +200,9 @@ def test_unknown_suffix_lists_the_known_ones(tmp_path: Path) -> None:
         open_raster(tmp_path / "nothing.tif")
 
 
-class Canary:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return (os.mkdir, (self.path,))
-
-
 def test_pickled_objects_are_never_run(tmp_path: Path) -> None:
     bird = tmp_path / "sang"
-    objects = np.array([[Canary(str(bird))]], object)
+    objects = np.array([[Canary(bird)]], object)
     np.save(tmp_path / "a.npy", objects, allow_pickle=True)
     np.savez(tmp_path / "b.npz", allow_pickle=True, cube=objects)
     (tmp_path / "c.npy").write_bytes(pickle.dumps(objects))

@@ -1,4 +1,4 @@
-"""Scene store: round trips, statistics, atomic writing, and every kind of damage."""
+"""Scene store: round trips, what xarray and users read of it, and every kind of damage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import tempfile
 import warnings
 from pathlib import Path
@@ -18,27 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fastdiffclip.errors import InputDataError, ResourceError, UsageError
+from fastdiffclip.errors import InputDataError, UsageError
 from fastdiffclip.scene import layout
 from fastdiffclip.scene.store import ClassInfo, open_scene, scene_summary, verify_scene
 from fastdiffclip.scene.writer import SceneWriter
 
+from .small_scenes import write_small
+
 WKT = 'LOCAL_CS["plane",UNIT["metre",1]]'
 TRANSFORM = (2.0, 0.0, 500.25, 0.0, -2.0, 1000.75)
-CLASSES = [ClassInfo(1, "oak", "a tree", (1, 2, 3)), ClassInfo(7, "road")]
-
-
-def write_small(path: Path, height: int = 30, width: int = 40, bands: int = 5, **options: object) -> np.ndarray:
-    """Write a scene of two modalities and labels; return its hsi."""
-    rng = np.random.default_rng(3)
-    hsi = rng.integers(1, 1000, (height, width, bands)).astype(np.uint16)
-    with SceneWriter(path, height=height, width=width, **options) as writer:  # type: ignore[arg-type]
-        writer.add_modality("hsi", hsi, bands=bands, dtype="uint16", wavelengths=range(400, 400 + bands))
-        writer.add_modality("lidar", hsi[..., :1].astype(np.float32), bands=1, dtype="float32")
-        writer.add_labels("labels", np.where(hsi[..., 0] > 500, 7, 0).astype(np.uint8))
-        writer.set_classes(CLASSES)
-        writer.add_source_file("/some/where/cube.mat", "ab" * 32, "modality hsi")
-    return hsi
 
 
 @pytest.fixture
@@ -123,37 +110,6 @@ def test_everything_said_comes_back(tmp_path: Path) -> None:
     assert (scene.name, scene.crs_wkt, scene.affine_transform) == ("n", WKT, TRANSFORM)
     assert scene.label_maps == ("train", "test") and scene.classes[1] == ClassInfo(65535, "b", "text", (9, 8, 7))
     assert scene.read_labels("test").dtype == np.uint16 and (scene.read_labels("test") == 65535).all()
-
-
-def test_statistics_leave_out_invalid_pixels_and_know_constants(tmp_path: Path) -> None:
-    cube = np.full((3, 4, 3), 0.1, np.float32)
-    cube[..., 1] = np.arange(12).reshape(3, 4)
-    cube[..., 2] = np.nan  # a bad band may be all NaN
-    cube[0, 0] = -9999
-    cube[0, 1, 1] = np.nan
-    cube[0, 2, 0] = np.inf
-    masked = np.ones((3, 4), bool)
-    masked[0, 3] = False
-    with SceneWriter(tmp_path / "x.zarr", height=3, width=4) as writer:
-        modality = writer.add_modality(
-            "hsi", cube, bands=3, dtype="float32", valid=masked, nodata=-9999, bad_bands=(False, False, True)
-        )
-        assert writer.invalid_counts["hsi"] == {"masked": 1, "nodata": 1, "nonfinite": 2}
-    np.testing.assert_array_equal(open_scene(tmp_path / "x.zarr").read_valid("hsi")[0], [False] * 4)
-    np.testing.assert_array_equal(open_scene(tmp_path / "x.zarr").read("hsi"), cube)
-    assert modality.valid_pixels == 8
-    assert modality.std[0] == 0.0 and modality.mean[0] == float(np.float32(0.1))
-    np.testing.assert_allclose(modality.mean[1], np.arange(4, 12).mean())
-    assert modality.mean[2] == modality.std[2] == 0.0
-
-
-@pytest.mark.parametrize(("dtype", "nodata", "hits"), [("uint16", 7, 1), ("uint16", -9999, 0), ("int16", 1e300, 0)])
-def test_nodata_that_a_dtype_cannot_hold_hits_nothing(tmp_path: Path, dtype: str, nodata: float, hits: int) -> None:
-    cube = np.zeros((2, 2, 2), dtype)
-    cube[0, 0], cube[0, 1, 0] = 7, 7
-    with SceneWriter(tmp_path / "x.zarr", height=2, width=2) as writer:
-        writer.add_modality("hsi", cube, bands=2, dtype=dtype, nodata=nodata)
-        assert writer.invalid_counts["hsi"]["nodata"] == hits
 
 
 def test_content_decides_the_sha256(tmp_path: Path) -> None:
@@ -318,95 +274,3 @@ def test_newer_format_says_so(scene_path: Path) -> None:
     edit_json(scene_path / "manifest" / "zarr.json", lambda c: c["attributes"].update(version=99))
     with pytest.raises(InputDataError, match="scene format 99, this version reads 1"):
         open_scene(scene_path)
-
-
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError("boom"), "signal"])
-def test_interrupted_writing_leaves_nothing(tmp_path: Path, failure: object) -> None:
-    def rows(part: slice) -> np.ndarray:
-        if part.start > 0:
-            if failure == "signal":
-                signal.raise_signal(signal.SIGINT)
-            else:
-                raise failure  # type: ignore[misc]
-        return np.ones((part.stop - part.start, 1000, 200), np.float32)
-
-    with (
-        pytest.raises((KeyboardInterrupt, RuntimeError)),
-        SceneWriter(tmp_path / "x.zarr", height=99, width=1000) as w,
-    ):
-        w.add_modality("hsi", rows, bands=200, dtype="float32")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_failure_while_finishing_leaves_nothing(tmp_path: Path) -> None:
-    with (
-        pytest.raises(InputDataError, match=r"values without a class: \[3\]"),
-        SceneWriter(tmp_path / "x.zarr", height=1, width=1) as writer,
-    ):
-        writer.add_modality("hsi", np.ones((1, 1, 1), np.uint16), bands=1, dtype="uint16")
-        writer.add_labels("labels", np.full((1, 1), 3, np.uint8))
-        writer.set_classes(CLASSES)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_existing_targets(tmp_path: Path) -> None:
-    path = tmp_path / "x.zarr"
-    write_small(path)
-    first = open_scene(path).sha256
-    with pytest.raises(UsageError, match="exists already"):
-        write_small(path)
-    with pytest.raises(RuntimeError), SceneWriter(path, height=1, width=1, overwrite=True):
-        raise RuntimeError
-    assert open_scene(path).sha256 == first
-    write_small(path, height=31, overwrite=True)
-    assert open_scene(path).height == 31
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(UsageError, match="is not replaced"):
-        write_small(tmp_path / "mine", overwrite=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "x.zarr"]
-
-
-def test_full_disk_is_a_resource_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ResourceError, match="GiB free"):
-        write_small(tmp_path / "x.zarr")
-    monkeypatch.undo()
-
-    def full(part: slice) -> np.ndarray:
-        raise OSError(28, "No space left on device")
-
-    with (
-        pytest.raises(ResourceError, match="disk of .* is full"),
-        SceneWriter(tmp_path / "x.zarr", height=2, width=2) as writer,
-    ):
-        writer.add_modality("hsi", full, bands=1, dtype="uint16")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["labels", "HSI", "a_valid", "spatial_ref", "9x", "a/b", ""])
-def test_modality_names(tmp_path: Path, name: str) -> None:
-    with (
-        pytest.raises(UsageError, match="cannot name a modality"),
-        SceneWriter(tmp_path / "x.zarr", height=1, width=1) as writer,
-    ):
-        writer.add_modality(name, np.ones((1, 1, 1), np.uint16), bands=1, dtype="uint16")
-
-
-def test_wrong_calls(tmp_path: Path) -> None:
-    with SceneWriter(tmp_path / "x.zarr", height=2, width=2) as writer:
-        cube = np.ones((2, 2, 2), np.uint16)
-        with pytest.raises(UsageError, match="stored as float64"):
-            writer.add_modality("hsi", cube, bands=2, dtype="float64")
-        with pytest.raises(InputDataError, match="2 bands, wavelengths has 3 entries"):
-            writer.add_modality("hsi", cube, bands=2, dtype="uint16", wavelengths=(1, 2, 3))
-        writer.add_modality("lidar", cube, bands=2, dtype="uint16")
-        with pytest.raises(UsageError, match="given twice"):
-            writer.add_modality("lidar", cube, bands=2, dtype="uint16")
-        with pytest.raises(InputDataError, match=r"is \(1, 2\), expected \(2, 2\)"):
-            writer.add_labels("labels", np.ones((1, 2), np.uint8))
-        with pytest.raises(InputDataError, match="integers 0 to 65535"):
-            writer.add_labels("labels", np.full((2, 2), -1))
-        with pytest.raises(UsageError, match="each once"):
-            writer.add_labels("gt", np.ones((2, 2), np.uint8))

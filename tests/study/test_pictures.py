@@ -11,7 +11,7 @@ import pytest
 
 from fastdiffclip.errors import InputDataError
 from fastdiffclip.scene.store import Scene
-from fastdiffclip.study import pictures, plots
+from fastdiffclip.study import pictures, plots, runner
 from fastdiffclip.study.catalogue import STUDIES
 from fastdiffclip.study.features import nearest_shot_agrees, plane_of
 from fastdiffclip.study.output import table_of
@@ -69,6 +69,45 @@ def test_dots_and_curves(study: Run, tmp_path: Path, name: str) -> None:
     plot_figures(study(replace(STUDIES[name], rows=STUDIES[name].rows[-6:]), seeds=1), tmp_path / "x.png")
     picture = pixels_of(tmp_path / "x.png")
     assert picture.shape[1] > 300 and (0x24, 0x58, 0x7F) in colours_in(picture)
+
+
+@pytest.mark.parametrize("name", ["table2", "fig4"])
+def test_sweeps_show_the_differences_of_the_table(
+    study: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Below the means, a line through the table's paired differences in a band of one of their standard errors."""
+    from matplotlib.figure import Figure
+
+    made: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: made.append(figure))
+    rows = {"table2": STUDIES["table2"].rows[:3], "fig4": STUDIES["fig4"].rows[2:6]}[name]
+    result = study(replace(STUDIES[name], rows=rows), seeds=3)
+    for cell in result.cells:  # draws of unlike ease, differences that are all but the same
+        shift = 0.01 * (cell.row.value or 0.0)
+        cell.entries = [
+            {**entry, "scores": {**entry["scores"], "aa": 60.0 + 12.0 * draw + shift * (1 + 0.1 * draw)}}
+            for draw, entry in enumerate(cell.entries)
+        ]
+        cell.differences = {}
+    runner._compare(result.cells, result.reference, result.study)
+    plot_figures(result, tmp_path / "x.png")
+    panels = np.array(made[0].axes).reshape(2, -1)
+    for (panel, words), (above, below) in zip(result.study.axes, panels.T, strict=True):
+        cells = sorted((c for c in result.cells if c.row.panel == panel and c.row.value), key=lambda c: c.row.value)
+        expected = [c.differences.get("aa", {"mean": 0.0, "se": 0.0}) for c in cells]
+        line = next(line for line in below.get_lines() if line.get_marker() == "o")
+        assert below.get_xlabel() == words and line.get_xdata().tolist() == [c.row.value for c in cells]
+        np.testing.assert_allclose(line.get_ydata(), [found["mean"] for found in expected], atol=1e-12)
+        corners = below.collections[0].get_paths()[0].vertices
+        for cell, found in zip(cells, expected, strict=True):
+            band = corners[corners[:, 0] == cell.row.value, 1]
+            ends = (found["mean"] - found["se"], found["mean"] + found["se"])
+            np.testing.assert_allclose((band.min(), band.max()), ends, atol=1e-12)
+        wide, narrow = (np.ptp(axes.collections[0].get_paths()[0].vertices[:, 1]) for axes in (above, below))
+        assert narrow < 0.5 * wide
+        means = next(line for line in above.get_lines() if line.get_marker() == "o").get_ydata()
+        np.testing.assert_allclose(means, [c.summary()["aa_mean"] for c in cells])
+    assert result.reference in panels[1, 0].get_ylabel().replace("\n", " ")
 
 
 def test_methods_without_the_figure_have_no_row_and_no_spread_passes_100(

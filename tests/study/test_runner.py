@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from fastdiffclip.errors import InputDataError, ResourceError, UsageError
+from fastdiffclip.evaluate import journal
 from fastdiffclip.scene.store import Scene, open_scene
 from fastdiffclip.study import exams, runner
 from fastdiffclip.study import job as jobs_of
@@ -132,6 +133,16 @@ def test_a_study_goes_on_where_it_stopped(study: Run, tmp_path: Path, monkeypatc
     assert again.computed == 0 and table_of(again) == table_of(whole)
     assert study(SMALL, resume=True, seeds=3).computed == 3
     assert study(SMALL, resume=True, test_limit=9, seeds=1).computed == 3  # other pixels, other results
+
+
+def test_results_of_another_version_are_not_taken(study: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = replace(SMALL, rows=SMALL.rows[-1:])
+    study(one, seeds=1)
+    before = sorted(path for path in (tmp_path / "out").rglob("*"))
+    monkeypatch.setattr(journal, "__version__", "9.9")
+    with pytest.raises(UsageError, match=r"draws\.jsonl was written by fastdiffclip .*, and this is fastdiffclip 9\.9"):
+        study(one, seeds=1, resume=True)
+    assert sorted(path for path in (tmp_path / "out").rglob("*")) == before
 
 
 def test_studies_share_pretraining_and_results(study: Run, tmp_path: Path) -> None:

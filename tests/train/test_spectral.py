@@ -179,7 +179,8 @@ def test_restored_takes_part_where_no_shot_can_be_left_out(
     where = Compute.choose("cpu", config.precision)
     statistics = feature_statistics(model, source, config, where)
     features = window_features(model, source.windows(single.centres), where)
-    head = fit_head(features, single.indices().numpy(), single.prompts, statistics, config.logistic)
+    own = single.indices().numpy()
+    head = fit_head(features, own, single.centres, single.prompts, statistics, config.logistic)
     assert head.shares == {"means": 0.5, "restored": 0.5} and head.left_out_loss is None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastdiffclip.errors import InputDataError, UsageError, nearest
-from fastdiffclip.scene.georeference import Grid, project, to_pixels
+from fastdiffclip.scene.georeference import Grid, crs_pair, project, to_pixels
 from fastdiffclip.scene.readers.guard import DATA_TIME_S, HEADER_TIME_S
 from fastdiffclip.scene.readers.guard_files import GuardedFile
 from fastdiffclip.scene.readers.source import RasterSource
@@ -81,25 +81,16 @@ def _require_libraries(path: Path) -> None:
 
 def _crs(path: Path, header: dict[str, Any], grid: Grid) -> tuple[tuple[CRS, CRS] | None, list[str]]:
     """Return the CRS of the points and that of the grid, None where places are the same in both; and a warning."""
-    from rasterio.crs import CRS
-    from rasterio.errors import CRSError
-
-    text = header["crs"]
-    if text is None:
+    crs = crs_pair(path, header["crs"], grid)
+    if crs is None:
         return None, [f"{path} has no CRS, that of the scene is taken"] if grid.crs_wkt else []
-    if grid.crs_wkt is None:
-        raise InputDataError(f"{path} has a CRS and {grid} has none: georeference it first")
-    try:
-        own, target = CRS.from_user_input(text), CRS.from_wkt(grid.crs_wkt)
-    except CRSError as error:
-        raise InputDataError(f"the CRS of {path} cannot be read ({error}): assign it another one") from error
     xs, ys = (np.array([header["low"][axis], header["high"][axis]]) for axis in (0, 1))
     if not np.isfinite([xs, ys]).all():
         raise InputDataError(f"{path} declares no finite extent: it is damaged, copy it again")
     # A CRS with a height as well is not equal to the one without, and moves nothing.
-    moved = np.abs(np.subtract(project(own, target, xs, ys), (xs, ys))).max()
+    moved = np.abs(np.subtract(project(*crs, xs, ys), (xs, ys))).max()
     a, b, _, d, e, _ = grid.affine_transform or (1, 0, 0, 0, 1, 0)
-    return None if moved < 1e-6 * max(map(abs, (a, b, d, e))) else (own, target), []
+    return None if moved < 1e-6 * max(map(abs, (a, b, d, e))) else crs, []
 
 
 class _Planes:

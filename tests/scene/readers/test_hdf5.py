@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import pickle
 from pathlib import Path
 
@@ -16,16 +15,12 @@ from hypothesis import strategies as st
 from fastdiffclip.errors import InputDataError
 from fastdiffclip.scene.ingest import IngestRequest, ingest
 from fastdiffclip.scene.readers import guard, open_raster
-from fastdiffclip.scene.readers.source import RasterSource
 from fastdiffclip.scene.store import open_scene
+
+from .damage import Canary, assert_flips_are_survived, whole
 
 CUBE = np.random.default_rng(3).integers(1, 9999, (7, 6, 5)).astype(np.int16)
 DTYPES = ["uint8", "int8", ">u2", "int16", "uint32", ">i4", "int64", "float16", "float32", ">f8", "bool"]
-
-
-def whole(source: RasterSource, step: int = 2) -> np.ndarray:
-    starts = range(0, source.height, step)
-    return np.concatenate([source.read_rows(slice(r, min(r + step, source.height))) for r in starts])
 
 
 def hdf5(path: Path, **arrays: np.ndarray) -> Path:
@@ -254,11 +249,7 @@ def test_unknown_filters_are_named(tmp_path: Path) -> None:
 
 
 def test_pickles_are_never_run(tmp_path: Path) -> None:
-    class Canary:
-        def __reduce__(self) -> tuple:
-            return (os.mkdir, (str(tmp_path / "sang"),))
-
-    song = pickle.dumps(Canary())
+    song = pickle.dumps(Canary(tmp_path / "sang"))
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["cube"] = CUBE
         file["cube"].attrs["pickle"] = np.void(song)
@@ -317,18 +308,7 @@ def test_flipped_bytes_are_survived(tmp_path: Path, libver: str) -> None:
         file.create_dataset("g/cube", data=CUBE, chunks=(3, 3, 3), compression="gzip")
         file["g/cube"].attrs["units"] = "1"
         file["soft"] = h5py.SoftLink("/g/cube")
-    data = bytearray((tmp_path / "x.h5").read_bytes())
-    rng = np.random.default_rng(7)
-    for _ in range(120):
-        damaged = bytearray(data)
-        for place in rng.integers(0, len(data), 6):
-            damaged[place] = rng.integers(0, 256)
-        (tmp_path / "bad.h5").write_bytes(damaged)
-        try:
-            with open_raster(tmp_path / "bad.h5", "/g/cube") as source:
-                whole(source)
-        except InputDataError as error:
-            assert "bad.h5" in str(error) and "\n" not in str(error)
+    assert_flips_are_survived(tmp_path / "x.h5", "/g/cube", 120, places=6, seed=7)
 
 
 def test_ingest_brings_everything_into_the_scene(tmp_path: Path) -> None:
