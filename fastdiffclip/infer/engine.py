@@ -2,9 +2,9 @@
 
 The logistic head reads window means of the prepared pixels, too, or alone; they are summed tile by tile.
 
-Batches have one size per kind of device and their tails are padded; a pixel's place in its batch follows from its
-place in its tile. So the bits of a result do not depend on what else is read or computed at the time. On a CPU several
-threads take a batch each and compute it on one thread, so they do not depend on the number of threads either.
+Batches have one size per kind of device and window, and their tails are padded; a pixel's place in its batch follows
+from its place in its tile. So the bits of a result do not depend on what else is read or computed at the time. On a CPU
+several threads take a batch each and compute it on one thread, so they do not depend on the number of threads either.
 
 Shape suffixes: B windows, L tokens of a window, C channels, D width, K classes, N pixels of a region, M modalities.
 """
@@ -32,14 +32,18 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Batches:
-    """Sizes that the bits of a result may depend on: pixels of a stem batch, windows of a batch, pixels of a tile."""
+    """Sizes that the bits of a result may depend on: pixels of a stem batch, tokens of a batch, pixels of a tile."""
 
     stem: int
-    windows: int
+    tokens: int
     tile: int
 
+    def windows(self, tokens: int) -> int:
+        """Windows of ``tokens`` pixels in a batch: more of smaller ones, for every batch takes the same calls."""
+        return max(1, self.tokens // tokens)
 
-BATCHES = {"cpu": Batches(1024, 16, 2048), "cuda": Batches(16384, 2048, 131_072)}
+
+BATCHES = {"cpu": Batches(1024, 32 * 121, 2048), "cuda": Batches(16384, 2048 * 121, 131_072)}
 
 
 @dataclass
@@ -78,7 +82,7 @@ class Engine:
         model = classifier.model
         self.sizes = model.layout.sizes if isinstance(model, LogisticClassifier) else ()
         self.reads_tokens = model.encoder is not None
-        self.windows = self.batches.windows if self.reads_tokens else self.batches.tile
+        self.windows = self.batches.windows((2 * self.radius + 1) ** 2) if self.reads_tokens else self.batches.tile
         self._reach = torch.arange(-self.radius, self.radius + 1, device=self.device)
         self._texts = classifier.text_embeddings.to(self.device)
 

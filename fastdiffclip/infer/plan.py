@@ -120,7 +120,7 @@ def make_plan(
     parts, on_device = need.of(rows, cols)
     where = engine.classifier.where
     return Plan(
-        tiling, rows, cols, engine.batches.windows, interest.pixels, parts, on_device, str(where.device),
+        tiling, rows, cols, engine.windows, interest.pixels, parts, on_device, str(where.device),
         str(where.precision).removeprefix("torch."), engine.threads,
         None if seconds is None else seconds * interest.pixels,
     )  # fmt: skip
@@ -198,7 +198,7 @@ def activation_bytes(engine: Engine) -> int:
     means = 4 * (3 + 2 * len(engine.sizes)) * engine.batches.tile * sum(engine.classifier.front_end.channels.values())
     if not engine.reads_tokens:
         return means
-    tokens = engine.batches.windows * len(engine.names) * (1 + model.tokens)
+    tokens = engine.windows * len(engine.names) * (1 + model.tokens)
     stem = engine.batches.stem * max(max(engine.classifier.front_end.channels.values()), model.width)
     hidden = max(3.0, 2 * model.mlp_ratio)
     return int(4 * max(tokens * model.width * (6 + 2 * hidden), 4 * stem)) + means * bool(engine.sizes)

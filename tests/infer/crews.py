@@ -91,7 +91,7 @@ def dies_after_its_first_claim(rank: int) -> None:
 
 def main() -> None:
     scene, classifier, root = open_scene(sys.argv[1]), Classifier.load(Path(sys.argv[2]), "cpu"), Path(sys.argv[3])
-    engine.BATCHES["cpu"] = engine.Batches(stem=64, windows=16, tile=60)
+    engine.BATCHES["cpu"] = engine.Batches(stem=64, tokens=144, tile=60)
     pipeline.COMMIT_SECONDS = -1.0
     predict(scene, classifier, root / "alone")
     whole = {name: (root / "alone" / name).read_bytes() for name in ("map.tif", "p.tif")}

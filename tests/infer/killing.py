@@ -111,7 +111,7 @@ def forked(work: Callable[[], Any]) -> tuple[int, Any]:
 
 def main() -> None:
     scene, classifier, root = open_scene(sys.argv[1]), Classifier.load(Path(sys.argv[2]), "cpu"), Path(sys.argv[3])
-    engine.BATCHES["cpu"] = engine.Batches(stem=64, windows=16, tile=60)
+    engine.BATCHES["cpu"] = engine.Batches(stem=64, tokens=144, tile=60)
     from fastdiffclip.infer import pipeline
 
     pipeline.COMMIT_SECONDS = -1.0

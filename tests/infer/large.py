@@ -25,7 +25,7 @@ from fastdiffclip.scene.prepare import fit_front_end
 from fastdiffclip.scene.store import ClassInfo, open_scene
 
 # The shipped batches are for real models; on a tiny one they would leave little but the overhead of calls.
-BATCHES = engine.Batches(stem=16384, windows=4096, tile=65536)
+STEM, WINDOWS, TILE = 16384, 4096, 65536
 
 
 def peak() -> int:
@@ -39,7 +39,7 @@ def main() -> None:
     memory, mask = [*sys.argv[4:], "0", ""][:2]
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    engine.BATCHES["cpu"] = BATCHES
+    engine.BATCHES["cpu"] = engine.Batches(STEM, WINDOWS * window**2, TILE)
     scene = open_scene(path)
     front_end = fit_front_end("standard", [scene])
     sizes = {name: 8 for name in ("width", "embedding", "text_width", "decoder_width")}

@@ -18,7 +18,7 @@ from fastdiffclip.runtime import StopRequest, silent
 from fastdiffclip.scene.store import Scene, open_scene
 from fastdiffclip.scene.writer import SceneWriter
 
-SMALL = Batches(stem=13, windows=8, tile=29)  # two columns and 24 rows of tiles in the small scene
+SMALL = Batches(stem=13, tokens=72, tile=29)  # two columns and 24 rows of tiles in the small scene
 
 
 def write_scene(path: Path, like: Scene, rows: slice = slice(None), cols: slice = slice(None), **changes: Any) -> Scene:

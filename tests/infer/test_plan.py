@@ -103,6 +103,7 @@ def _on_a_gpu(plain: Any) -> Any:
         plain(made, *arguments)
         made.device = torch.device("cuda")
         made.batches = engine.BATCHES["cuda"]
+        made.windows = made.batches.windows(made.classifier.config.model.tokens)
 
     return init
 

@@ -136,7 +136,7 @@ def test_scenes_tiles_and_blocks_of_any_shape(
     folder = tmp_path_factory.mktemp("scene")
     scene = write_scene(folder / "s.zarr", small_scene, slice(0, height), slice(0, width))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(engine.BATCHES, "cpu", Batches(stem, windows, tile))
+        patch.setitem(engine.BATCHES, "cpu", Batches(stem, 9 * windows, tile))
         found = raw_probabilities(classifier, scene, folder, rows, cols)
         np.testing.assert_array_equal(found, raw_probabilities(classifier, scene, folder, 99, 99))
     np.testing.assert_allclose(
