@@ -45,8 +45,8 @@ def test_the_plan_comes_first_and_a_dry_run_stops_there(work: Path, call: Call) 
     assert plan["dry_run"] is True and plan["blocks"] == 1 and plan["expected_seconds"] >= 0
     assert plan["memory"]["sum"] > plan["memory"]["process"] > 0
     done = call([*PREDICT, "--json"], work)
-    assert done.out.index("16 windows at a time") < done.out.index("Written")
-    assert done.json["plan"]["batch"] == 16 and done.json["areas"][0]["hectares"] is not None
+    assert done.out.index("2048 windows at a time") < done.out.index("Written")
+    assert done.json["plan"]["batch"] == 2048 and done.json["areas"][0]["hectares"] is not None
 
 
 def test_memory_is_a_limit_or_a_refusal(work: Path, call: Call) -> None:
