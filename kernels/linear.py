@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl: str |
     Raises:
         UsageError: ``impl="native"`` and the tensors are not what the native products take.
     """
-    if impl is None and torch.compiler.is_compiling():
+    if impl is None and (x.device.type != "cpu" or torch.compiler.is_compiling()):
         return _reference(x, weight, bias)
     dtype = _computed_in(x)
     reason = _not_native(x, weight, bias, dtype)
@@ -60,7 +60,7 @@ def _not_native(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dty
 
 
 def _pays(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    if x.device.type != "cpu" or type(x) is not Tensor:
+    if type(x) is not Tensor:
         return False
     if min(weight.shape) < SMALLEST or x.numel() < SMALLEST * x.shape[-1]:
         return False

@@ -32,18 +32,25 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Batches:
-    """Sizes that the bits of a result may depend on: pixels of a stem batch, tokens of a batch, pixels of a tile."""
+    """Sizes that the bits of a result may depend on.
+
+    Attributes:
+        stem: pixels of a stem batch. tokens: of a batch of small windows. tile: pixels of a tile.
+        least: windows of a batch.
+    """
 
     stem: int
     tokens: int
     tile: int
+    least: int = 1
 
     def windows(self, tokens: int) -> int:
         """Windows of ``tokens`` pixels in a batch: more of smaller ones, for every batch takes the same calls."""
-        return max(1, self.tokens // tokens)
+        return max(self.least, self.tokens // tokens)
 
 
-BATCHES = {"cpu": Batches(1024, 32 * 121, 2048), "cuda": Batches(16384, 2048 * 121, 131_072)}
+# As many tokens as 16 windows of 11 x 11: with 32 a thread gains nothing and two of them wait for memory.
+BATCHES = {"cpu": Batches(1024, 16 * 121, 2048, 16), "cuda": Batches(16384, 2048 * 121, 131_072, 2048)}
 
 
 @dataclass

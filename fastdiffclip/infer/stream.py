@@ -271,7 +271,7 @@ class Job:
             "scene": self.scene.sha256,
             "model": engine.classifier.digest(),
             "precision": str(engine.classifier.where.precision),
-            "kind of device": [engine.device.type, batches.stem, batches.tokens, batches.tile],
+            "kind of device": [engine.device.type, batches.stem, engine.windows, batches.tile],
             "part of the scene": self.interest.digest(),
             "choice of outputs": [[layer.name, layer.bands, layer.dtype] for layer in self.layers],
             "threshold of --reject": self.outputs.reject,

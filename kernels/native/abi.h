@@ -78,7 +78,7 @@ struct fdc_matmul_bf16_args {
     void* c;                         // out: (rows, columns) of c_dtype, contiguous
     float* row_sums;                 // out: (rows), sums of the terms of A where a_row is 1; null: not asked for
     int64_t a_row, a_term, b_term, b_column;
-    int64_t rows, terms, columns;    // all at least 1; terms is even where a_term or b_term is 1
+    int64_t rows, terms, columns;    // all at least 1; terms is even where only a_term or b_term is 1
     int32_t c_dtype, threads, isa;   // of isa FDC_AVX512_BF16 only
 };
 

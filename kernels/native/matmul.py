@@ -82,7 +82,7 @@ def matmul_bf16(
     """
     _check(a, b, bias, torch.bfloat16)
     (rows, terms), columns = a.shape, b.shape[1]
-    along, sums = a.stride(1) == 1, 0
+    along, sums = a.stride(1) == 1 and (a.stride(0) != 1 or terms % 2 == 0), 0  # of one column both are 1
     if (not along and a.stride(0) != 1) or 1 not in b.stride() or out_dtype not in CODES:
         raise UsageError(
             "the bfloat16 product takes contiguous rows or columns and gives bfloat16 or float32; got strides "

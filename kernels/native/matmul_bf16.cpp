@@ -192,8 +192,8 @@ void* allocate(int64_t bytes) { return std::aligned_alloc(LINE, size_t(round_up(
 }  // namespace
 
 int64_t FDC_ISA::matmul_bf16(const Args& a) {
-    // Terms side by side make words; the others are packed into them.
-    const bool direct = a.a_term == 1;
+    // Terms side by side make words; the others are packed into them. (Of one column both strides are 1.)
+    const bool direct = a.a_term == 1 && a.terms % 2 == 0;
     const int64_t ranges = parts_of(a.terms, DEPTH), all_words = parts_of(a.terms, 2);
     const int64_t chunks = parts_of(a.rows, direct ? CHUNK : parts_of(a.rows, a.threads));
     const int64_t most = parts_of(all_words, ranges), chunk = parts_of(a.rows, chunks);

@@ -39,7 +39,13 @@ def test_the_plan_comes_first_and_a_dry_run_stops_there(work: Path, call: Call) 
     before = sorted(work.rglob("*"))
     result = call([*PREDICT, "--dry-run", "--json"], work)
     assert result.code == 0 and sorted(work.rglob("*")) == before
-    for word in ("1200 of 30 x 40", "1 of 30 x 40 pixels, 2048 windows at a time", "cpu, float32", "memory", "expected"):
+    for word in (
+        "1200 of 30 x 40",
+        "1 of 30 x 40 pixels, 2048 windows at a time",
+        "cpu, float32",
+        "memory",
+        "expected",
+    ):
         assert word in result.out
     plan = result.json
     assert plan["dry_run"] is True and plan["blocks"] == 1 and plan["expected_seconds"] >= 0
