@@ -61,8 +61,9 @@ def _show(result: StudyResult) -> dict[str, Any]:
     for path in files:
         say(f"Written: {path}")
     say(
-        f"{result.computed} results computed, {result.pretrainings} pretrainings, in {result.seconds:.0f} s; "
-        "the rest was there."
+        f"{result.computed} of {result.results} results computed, {result.pretrainings} "
+        f"pretraining{'' if result.pretrainings == 1 else 's'}, in {result.seconds:.0f} s"
+        f"{'; the rest was there.' if result.computed < result.results else '.'}"
     )
     return summary_of(result) | {"out": str(result.out), "files": [str(path) for path in files]}
 

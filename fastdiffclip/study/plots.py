@@ -68,7 +68,7 @@ def _dots(result: StudyResult, path: Path) -> None:
     judged = result.study.judged_by
     labels = list(dict.fromkeys(cell.row.label for cell in result.cells if len(_values(cell, judged))))
     figure = Figure(figsize=(2.3 + 2.5 * len(shots), 1.5 + 0.27 * len(labels)), layout="constrained")
-    panels = figure.subplots(1, len(shots), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(shots), sharex=True, sharey=True, squeeze=False)[0]
     for axes, k in zip(panels, shots, strict=True):
         dress(axes)
         axes.set_title(_shots_words(k), fontsize=9, color=INK, loc="left", pad=4)

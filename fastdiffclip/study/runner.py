@@ -60,7 +60,7 @@ class StudyResult:
 
     Attributes:
         reference: label of the row that differences are taken to.
-        seconds: of this command; ``computed`` pieces of it were not in the journal before.
+        seconds: of this command; ``computed`` of ``results`` pieces of it were not in the journal before.
     """
 
     study: Study
@@ -74,6 +74,7 @@ class StudyResult:
     reference: str
     notes: tuple[str, ...]
     seconds: float
+    results: int
     computed: int
     pretrainings: int
 
@@ -126,7 +127,7 @@ def run_study(
     return StudyResult(
         study, scene_title(scenes), list(scenes), labelled.classes, job.split, settings.recipe, out, cells, reference,
         (*report, *study.notes, *notes),
-        time.monotonic() - began, len(missing), len(first),
+        time.monotonic() - began, len(job.pieces), len(missing), len(first),
     )  # fmt: skip
 
 
@@ -136,6 +137,8 @@ def _work(
     name = job.study.name
     with crew(job, jobs, progress) as work:
         for tasks, title in ((list[Task](first), f"{name} umd"), (list[Task](pieces), name)):
+            if tasks:
+                progress(title, 0, len(tasks), "")
             for number, (task, done) in enumerate(work(tasks), 1):
                 note = f"seed {task.seed}"
                 if isinstance(task, Piece):

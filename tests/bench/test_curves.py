@@ -207,7 +207,9 @@ def test_every_point_has_its_row(result: dict[str, Any]) -> None:
 def test_counts_grow_with_the_size(result: dict[str, Any]) -> None:
     for curve in curves_of("cpu", quick=True)[1]:
         own = [row for row in result["rows"] if (row["case"], row["axis"]) == (curve.case, curve.axis)]
-        assert own[-1]["moved_mb"] > own[0]["moved_mb"], curve
+        # Small windows fill batches of more of them, and this map, of 36 pixels, one that is mostly padding.
+        if (curve.case, curve.axis) != ("predict", "window"):
+            assert own[-1]["moved_mb"] > own[0]["moved_mb"], curve
         if curve.case in ("umd_step", "flc_step"):
             assert own[-1]["gflop"] > own[0]["gflop"], curve
 
