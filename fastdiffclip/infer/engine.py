@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -50,6 +50,7 @@ class Batches:
 
 
 # As many tokens as 16 windows of 11 x 11: with 32 a thread gains nothing and two of them wait for memory.
+MEANS_BATCHES = 4  # of a tile on a CPU, where only means of windows are read
 BATCHES = {"cpu": Batches(1024, 16 * 121, 2048, 16), "cuda": Batches(16384, 2048 * 121, 131_072, 2048)}
 
 
@@ -90,6 +91,8 @@ class Engine:
         self.sizes = model.layout.sizes if isinstance(model, LogisticClassifier) else ()
         self.reads_tokens = model.encoder is not None
         self.windows = self.batches.windows((2 * self.radius + 1) ** 2) if self.reads_tokens else self.batches.tile
+        if not self.reads_tokens and self.device.type == "cpu":  # a tile would be one batch, and one thread's work
+            self.batches = replace(self.batches, tile=MEANS_BATCHES * self.batches.tile)
         self._reach = torch.arange(-self.radius, self.radius + 1, device=self.device)
         self._texts = classifier.text_embeddings.to(self.device)
 

@@ -95,7 +95,7 @@ def test_without_the_encoder_no_token_is_kept(classifier: Classifier, small_scen
         region = opened.region(Rect(0, 4, 0, 6))
         assert len(region.pixels) == 2 and len(region.tokens) == (2 if opened.reads_tokens else 0)
         assert opened.pixel_bytes == sum(plane.nbytes for plane in region.planes) // 24
-        assert opened.windows == (16 * 121 // 25 if opened.reads_tokens else opened.batches.tile)
+        assert opened.windows == (16 * 121 // 25 if opened.reads_tokens else opened.batches.tile // 4)
 
 
 def test_other_numbers_have_another_digest(classifier: Classifier) -> None:
