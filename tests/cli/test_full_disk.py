@@ -81,9 +81,9 @@ def mapped(ingested: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fastdiffclip.commands import process
 
     folder = tmp_path_factory.mktemp("mapped")
-    cube, heights = np.load(ingested / "cube.npy"), np.ones((30, 120), np.float32)
-    with SceneWriter(folder / "wide.zarr", height=30, width=120) as writer:
-        writer.add_modality("hsi", np.tile(cube, (1, 3, 1)), bands=cube.shape[2], dtype="uint16")
+    cube, heights = np.load(ingested / "cube.npy"), np.ones((30, 480), np.float32)
+    with SceneWriter(folder / "wide.zarr", height=30, width=480) as writer:
+        writer.add_modality("hsi", np.tile(cube, (1, 12, 1)), bands=cube.shape[2], dtype="uint16")
         writer.add_modality("lidar", heights[:, :, None], bands=1, dtype="float32")
     model = ["train-flc", str(ingested / "scene.zarr"), "--umd", "none", "--out", str(folder / "m"), *tiny()]
     outputs = ["--out", str(folder / "map.tif"), "--probabilities", str(folder / "p.tif")]
