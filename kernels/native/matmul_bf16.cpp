@@ -18,9 +18,6 @@ constexpr int64_t CHUNK = 4 * ROWS;  // rows that a thread takes at once where A
 constexpr int64_t AHEAD = 8;         // terms by which packing asks for memory in advance
 constexpr int64_t LINE = 64;         // bytes of a line of the caches
 
-typedef uint32_t Pair __attribute__((vector_size(64)));
-FDC_INLINE Pair load_pairs(const uint32_t* p) { Pair v; std::memcpy(&v, p, sizeof(v)); return v; }
-FDC_INLINE Vec dot(Vec sum, Pair a, Pair b) { return Vec(_mm512_dpbf16_ps(__m512(sum), __m512bh(a), __m512bh(b))); }
 FDC_INLINE __mmask16 first_of(int64_t lanes) { return __mmask16(lanes >= VEC ? 0xffff : (1 << lanes) - 1); }
 // Words of up to 16 lanes that lie side by side: term k in the low half, the next term, unless it is null, in the high.
 FDC_INLINE Pair zip(const uint16_t* low, const uint16_t* high, __mmask16 lanes) {
@@ -114,11 +111,10 @@ void tile(const void* a, int64_t a_row, int64_t words, const uint32_t* panel, co
         const Pair low = load_pairs(panel), high = load_pairs(panel + VEC);
 #pragma GCC unroll 14
         for (int r = 0; r < R; ++r) {
-            int32_t word;
+            uint32_t word;
             std::memcpy(&word, row[r / 3] + r % 3 * stride, sizeof(word));
-            const Pair x = Pair(_mm512_set1_epi32(word));
-            sum[r][0] = dot(sum[r][0], x, low);
-            sum[r][1] = dot(sum[r][1], x, high);
+            sum[r][0] = dot(sum[r][0], word, low);
+            sum[r][1] = dot(sum[r][1], word, high);
         }
 #pragma GCC unroll 5
         for (int i = 0; i < (R + 2) / 3; ++i) {

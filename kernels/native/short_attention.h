@@ -3,8 +3,7 @@
 
 #include <cstdlib>
 
-#include "abi.h"
-#include "simd.h"
+#include "products.h"
 
 namespace {
 
@@ -18,8 +17,6 @@ constexpr int64_t LINE = 64;           // bytes that a cache holds or lacks toge
 // From one query's scores to the next one's: a constant, so that one pointer serves all rows of a block, and an odd
 // number of cache lines, so that rows lie in different sets.
 constexpr int64_t PITCH = MOST_KEYS + 16;
-
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Calls f with the block size R = 1..MOST as a template argument, for blocks of nearly equal size that cover n.
 template <int MOST = ROWS, class F>

@@ -10,13 +10,6 @@ namespace {
 constexpr float LOG2E = 1.44269504088896341f;
 constexpr int64_t PITCH_WORDS = PITCH / 2;  // the same of rows of bfloat16
 
-typedef uint32_t Pair __attribute__((vector_size(64)));
-
-FDC_INLINE Pair load_pairs(const uint32_t* p) { Pair v; std::memcpy(&v, p, sizeof(v)); return v; }
-FDC_INLINE void store_pairs(uint32_t* p, Pair v) { std::memcpy(p, &v, sizeof(v)); }
-FDC_INLINE Vec dot(Vec sum, uint32_t a, Pair b) {
-    return Vec(_mm512_dpbf16_ps(__m512(sum), __m512bh(_mm512_set1_epi32(int32_t(a))), __m512bh(b)));
-}
 // Channels of a row from d on, as far as there are any, that is 8 or 16; zero behind them. And back.
 FDC_INLINE Half read(const uint16_t* row, int64_t d, int64_t width) {
     Half h = {};

@@ -198,6 +198,15 @@ struct Bf16 {
     }
 };
 
+#if defined(__AVX512BF16__)
+// Words of two bfloat16 each, which the processor multiplies pair by pair.
+typedef uint32_t Pair __attribute__((vector_size(64)));
+FDC_INLINE Pair load_pairs(const uint32_t* p) { Pair v; std::memcpy(&v, p, sizeof(v)); return v; }
+FDC_INLINE void store_pairs(uint32_t* p, Pair v) { std::memcpy(p, &v, sizeof(v)); }
+FDC_INLINE Vec dot(Vec sum, Pair a, Pair b) { return Vec(_mm512_dpbf16_ps(__m512(sum), __m512bh(a), __m512bh(b))); }
+FDC_INLINE Vec dot(Vec sum, uint32_t a, Pair b) { return dot(sum, Pair(_mm512_set1_epi32(int32_t(a))), b); }
+#endif
+
 // Calls f with `rows`, 1 to R, as a template argument.
 template <int R, class F>
 FDC_INLINE void call_with(int64_t rows, F&& f) {
